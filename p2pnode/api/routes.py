@@ -1,0 +1,245 @@
+"""The resources of the local API: each reads its request, asks the sidecar and writes the document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from p2pnode.api import problems
+from p2pnode.api.documents import JsonChunks, encode_message, json_response
+from p2pnode.api.events import EventStream
+from p2pnode.api.limits import ApiLimits
+from p2pnode.api.metrics import CONTENT_TYPE, ApiCounters, Exposition
+from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidRequest
+from p2pnode.ports import JsonObject, Sidecar
+
+DEFAULT_CONTENT_TYPE = "application/octet-stream"
+DEFAULT_MESSAGES = 100
+MAX_MESSAGES = 1000
+MAX_IDEMPOTENCY_KEY_CHARS = 255
+PAGE_MESSAGES = 32
+"""Messages taken from the node at a time, so that an answer of 1,000 large ones never stands in memory at once."""
+
+_READY_STATUS = {"delivering": 200, "degraded": 206, "not-ready": 503}
+_HEADER_PREFIX = "p2p-"
+_DECIMAL = re.compile(r"[0-9]{1,9}")
+
+_INDEX = """\
+p2pnode: local API of a libp2p gossip sidecar
+
+GET  /health                                 alive
+GET  /ready                                  200 delivering, 206 degraded, 503 not ready, and why
+GET  /metrics                                Prometheus text
+GET  /api/v1/node                            this node
+GET  /api/v1/peers                           who is there
+GET  /api/v1/topics                          topics with peers and counts
+POST /api/v1/topics/{topic}/messages         publish the body; headers: Content-Type, Idempotency-Key, P2P-*
+GET  /api/v1/topics/{topic}/messages         kept messages: ?after=ID&limit=N (1 to 1000, default 100)
+GET  /api/v1/topics/{topic}/events           follow: server-sent events; Last-Event-ID or ?from=start|now|ID
+GET  /api/v1/bootstrap-peers                 addresses another node can join by
+
+A slash inside a topic name is written %2F. Errors are application/problem+json (RFC 9457).
+"""
+
+
+class Resources:
+    """The endpoints over one sidecar.
+
+    Args:
+        sidecar: who answers.
+        limits: bounds of event streams.
+        counters: the API's own numbers.
+        stopping: set when the API shuts down; ends event streams.
+    """
+
+    def __init__(self, sidecar: Sidecar, *, limits: ApiLimits, counters: ApiCounters, stopping: trio.Event) -> None:
+        self._sidecar = sidecar
+        self._limits = limits
+        self._counters = counters
+        self._stopping = stopping
+        self._exposition = Exposition(sidecar.metrics, counters)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/", self.index),
+            Route("/health", self.health),
+            Route("/ready", self.ready),
+            Route("/metrics", self.metrics),
+            Route("/api/v1/node", self.node),
+            Route("/api/v1/peers", self.peers),
+            Route("/api/v1/topics", self.topics),
+            Route("/api/v1/topics/{topic}/messages", self.topic_messages, methods=["GET", "POST"]),
+            Route("/api/v1/topics/{topic}/events", self.topic_events),
+            Route("/api/v1/bootstrap-peers", self.bootstrap_peers),
+        ]
+
+    def application(self) -> Starlette:
+        application = Starlette(
+            routes=self.routes(),
+            exception_handlers={
+                CallerError: problems.on_caller_error,
+                EnvironmentFault: problems.on_environment_fault,
+                HTTPException: problems.on_http_exception,
+                Exception: problems.on_unexpected,
+            },
+        )
+        # A redirect would be built from the Host header; there is one spelling of each path.
+        application.router.redirect_slashes = False
+        return application
+
+    async def index(self, _request: Request) -> Response:
+        return PlainTextResponse(_INDEX)
+
+    async def health(self, _request: Request) -> Response:
+        return json_response({"status": "healthy"})
+
+    async def ready(self, _request: Request) -> Response:
+        health = self._sidecar.health()
+        document = {"status": health.readiness, "reasons": list(health.reasons)}
+        return json_response(document, _READY_STATUS[health.readiness])
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._exposition.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def node(self, _request: Request) -> Response:
+        return json_response(self._sidecar.node())
+
+    async def peers(self, _request: Request) -> Response:
+        return json_response(self._sidecar.peers())
+
+    async def topics(self, _request: Request) -> Response:
+        return json_response(self._sidecar.topics())
+
+    async def bootstrap_peers(self, _request: Request) -> Response:
+        return json_response(self._sidecar.bootstrap_peers())
+
+    async def topic_messages(self, request: Request) -> Response | JsonChunks:
+        if request.method == "POST":
+            return await self._publish(request)
+        return self._messages(request)
+
+    async def topic_events(self, request: Request) -> EventStream:
+        return EventStream(
+            self._sidecar,
+            _topic(request),
+            _start(request),
+            stopping=self._stopping,
+            limits=self._limits,
+            counters=self._counters,
+        )
+
+    async def _publish(self, request: Request) -> Response:
+        faults: list[Fault] = []
+        headers = _message_headers(request, faults)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+            problem = f"has {len(key)} characters; 1 to {MAX_IDEMPOTENCY_KEY_CHARS} are right"
+            faults.append(Fault("Idempotency-Key", problem))
+        topic = _topic(request, faults)
+        if faults:
+            raise InvalidRequest("the message cannot be published", faults)
+        published = await self._sidecar.publish(
+            topic,
+            await request.body(),
+            content_type=request.headers.get("content-type") or DEFAULT_CONTENT_TYPE,
+            headers=headers,
+            idempotency_key=key,
+        )
+        document: JsonObject = {"id": published.id, "seqno": published.seqno}
+        if published.duplicate:
+            document["duplicate"] = True
+        return json_response(document, 202)
+
+    def _messages(self, request: Request) -> Response | JsonChunks:
+        faults: list[Fault] = []
+        limit = _limit(request, faults)
+        after = request.query_params.get("after")
+        if after == "":
+            faults.append(Fault("after", "is empty: give a message id, or leave it out to read from the start"))
+        topic = _topic(request, faults)
+        if faults:
+            raise InvalidRequest("the messages cannot be listed", faults)
+        asked = min(limit, PAGE_MESSAGES)
+        first = self._sidecar.messages(topic, after=after, limit=asked)
+        if len(first) < asked or limit == asked:
+            body = b"[" + b",".join(encode_message(document) for document in first) + b"]"
+            return Response(body, media_type="application/json")
+        return JsonChunks(self._pages(topic, first, limit))
+
+    def _pages(self, topic: str, page: list[JsonObject], limit: int) -> Iterator[bytes]:
+        """A JSON array of up to `limit` messages, page by page, beginning with `page`."""
+        sent = 0
+        while page:
+            for document in page:
+                yield (b"," if sent else b"[") + encode_message(document)
+                sent += 1
+            if sent >= limit:
+                break
+            try:
+                page = self._sidecar.messages(topic, after=page[-1]["id"], limit=min(limit - sent, PAGE_MESSAGES))
+            except InvalidRequest:
+                break  # the last one sent fell out of the history meanwhile; the caller's next question says so
+        yield b"]"
+
+
+def _topic(request: Request, faults: list[Fault] | None = None) -> str:
+    """The topic's name; whether it is a valid one the sidecar says. Without `faults` a bad one raises at once."""
+    try:
+        return unquote(request.path_params["topic"], errors="strict")
+    except UnicodeDecodeError:
+        fault = Fault("topic", "its percent-encoded bytes are no UTF-8")
+    if faults is None:
+        raise InvalidRequest("the path is wrong", [fault])
+    faults.append(fault)
+    return ""
+
+
+def _limit(request: Request, faults: list[Fault]) -> int:
+    text = request.query_params.get("limit", str(DEFAULT_MESSAGES))
+    if _DECIMAL.fullmatch(text) and 1 <= int(text) <= MAX_MESSAGES:
+        return int(text)
+    faults.append(Fault("limit", f"{text!r} is no number from 1 to {MAX_MESSAGES}"))
+    return DEFAULT_MESSAGES
+
+
+def _start(request: Request) -> str:
+    """Where to follow from. `Last-Event-ID` wins: a client that comes back sends its first URL again."""
+    resumed = request.headers.get("last-event-id")
+    if resumed:
+        return resumed
+    start = request.query_params.get("from", "now")
+    if not start:
+        fault = Fault("from", "is empty: write start, now or a message id")
+        raise InvalidRequest("the topic cannot be followed", [fault])
+    return start
+
+
+def _message_headers(request: Request, faults: list[Fault]) -> dict[str, str]:
+    """`P2P-Council-ID: x` as `{"Council-ID": "x"}`, spelled as the client spelled it."""
+    headers: dict[str, str] = {}
+    seen: set[str] = set()
+    raw: list[tuple[bytes, bytes]] = request.scope["p2pnode.raw_headers"]
+    for name_bytes, value_bytes in raw:
+        given = name_bytes.decode("ascii", errors="replace")
+        if not given.lower().startswith(_HEADER_PREFIX):
+            continue
+        name = given[len(_HEADER_PREFIX) :]
+        if not name:
+            faults.append(Fault(given, "a name must follow the prefix, as in P2P-Council-ID"))
+        elif name.lower() in seen:
+            faults.append(Fault(given, "is given twice; once is right"))
+        else:
+            seen.add(name.lower())
+            try:
+                headers[name] = value_bytes.decode()
+            except UnicodeDecodeError:
+                faults.append(Fault(given, "its value is no UTF-8"))
+    return headers

@@ -1,0 +1,266 @@
+"""The composition root: settings to adapters to a running node, and the agent under it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from random import Random
+
+import trio
+
+from p2pnode import __version__
+from p2pnode.api.server import open_api
+from p2pnode.config import Loaded, Settings
+from p2pnode.core.member import MemberRecord
+from p2pnode.errors import EnvironmentFault, InvalidMessage, P2PNodeError
+from p2pnode.host.gossip import open_gossip
+from p2pnode.host.library import open_host
+from p2pnode.identity import Identity, open_identity, verifier_for
+from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
+from p2pnode.logs import configure_logging
+from p2pnode.node.dialer import DialSettings
+from p2pnode.node.sidecar import Keys, Node, NodeSettings
+from p2pnode.paths import register, runtime_dir
+from p2pnode.store.ceiling import SeqnoFile
+from p2pnode.store.lock import locked_data_dir
+from p2pnode.wire.pubsub import message_verify
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DEGREE = 4
+"""D that suits 10 to 50 nodes; measured, see docs/adr/0002."""
+
+LEAVE_SECONDS = 4.5
+"""From the decision to leave to the end of the process, at the latest."""
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_LEAVING = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_sidecar(loaded: Loaded, agent_command: Sequence[str] | None = None, *, parent: int | None = None) -> int:
+    """Run one sidecar until it is told to leave; the exit status is the agent's if there is one.
+
+    Args:
+        loaded: checked settings.
+        agent_command: started when the sidecar is ready, stopped before it leaves.
+        parent: a pipe's read end; its end of file means that whoever started us is gone, and we leave.
+
+    Raises:
+        P2PNodeError: it could not start; nothing is left behind.
+    """
+    settings = loaded.settings
+    configure_logging(settings.log.level, settings.log.format, sys.stderr)
+    status = _Sidecar(settings, agent_command, parent)
+    with _unwrapped():
+        trio.run(status.run)
+    return status.exit_code
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Our own error out of the exception groups that nurseries make of it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(P2PNodeError)
+        while isinstance(ours, BaseExceptionGroup):
+            ours = ours.exceptions[0]
+        if ours is not None and group.split(P2PNodeError)[1] is None:
+            raise ours from None
+        raise
+
+
+class _Sidecar:
+    def __init__(self, settings: Settings, agent_command: Sequence[str] | None, parent: int | None) -> None:
+        self._settings = settings
+        self._agent_command = list(agent_command) if agent_command else None
+        self._parent = parent
+        self._leave = trio.Event()
+        self._agent: trio.Process | None = None
+        self.exit_code = 0
+
+    async def run(self) -> None:
+        # Caught from the first moment: a signal during the start means leaving, not dying half-way.
+        with trio.open_signal_receiver(*(_FORWARDED if self._agent_command else _LEAVING)) as signals:
+            with locked_data_dir(self._settings.node.data_dir) as data_dir:
+                identity = open_identity(data_dir)
+                async with self._open_node(identity, data_dir) as (node, api, name):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._watch_signals, signals)
+                        if self._parent is not None:
+                            nursery.start_soon(self._watch_parent, self._parent)
+                        nursery.start_soon(node.run)
+                        log.info(
+                            "ready",
+                            extra={
+                                "name_": name,
+                                "role": self._settings.node.role,
+                                "peer_id": identity.peer_id,
+                                "api": [str(address) for address in api],
+                                "multiaddrs": node.node()["multiaddrs"],
+                            },
+                        )
+                        if self._agent_command is not None:
+                            nursery.start_soon(self._run_agent, self._agent_command, api[0])
+                        await self._leave.wait()
+                        _end_at_the_latest(LEAVE_SECONDS, lambda: self.exit_code)
+                        log.info("leaving")
+                        await node.drain()
+                        nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _open_node(
+        self, identity: Identity, data_dir: Path
+    ) -> AsyncIterator[tuple[Node, tuple[ApiListener, ...], str]]:
+        settings = self._settings
+        network, gossip_settings = settings.network, settings.gossip
+        name = settings.node.name or f"{settings.node.role}-{identity.peer_id[-6:]}"
+        listeners = [parse_api_address(text) for text in settings.api.listen] or [
+            UnixAddress(str(runtime_dir() / f"{name}.sock"))
+        ]
+        token = _read_token(settings.api.token_file)
+        addresses: tuple[ApiListener, ...] = ()
+        async with open_host(identity, network.listen, announce=network.announce) as host:
+            node = Node(
+                NodeSettings(
+                    record=_own_record(settings, identity, name),
+                    topics=gossip_settings.topics,
+                    dial=DialSettings(
+                        bootstrap=network.bootstrap,
+                        target_links=network.target_links,
+                        max_links=network.max_links,
+                        backoff_max_seconds=network.dial_backoff_max_seconds,
+                    ),
+                    publish_per_second=gossip_settings.publish_per_second,
+                    publish_burst=gossip_settings.publish_burst,
+                    keep_count=settings.messages.keep_count,
+                    keep_bytes=settings.messages.keep_bytes,
+                ),
+                Keys(identity.peer_id_bytes, identity.sign, _verify_record),
+                host,
+                SeqnoFile(data_dir / "seqno"),
+                wall_ns=time.time_ns,
+                rng=Random(os.urandom(16)),
+                api_addresses=lambda: [str(address) for address in addresses],
+            )
+            async with (
+                open_gossip(
+                    host,
+                    node,
+                    message_verify(verifier_for),
+                    degree=gossip_settings.degree or DEFAULT_DEGREE,
+                    heartbeat_seconds=gossip_settings.heartbeat_seconds,
+                ) as gossip,
+                open_api(node, listeners, token=token, allowed_hosts=settings.api.allowed_hosts) as api,
+            ):
+                node.attach(gossip)
+                host.report_to(node)
+                addresses = api.addresses
+                with ExitStack() as stack:
+                    stack.enter_context(
+                        register(
+                            name=name,
+                            pid=os.getpid(),
+                            api_addresses=[str(address) for address in addresses],
+                            role=settings.node.role,
+                            peer_id=identity.peer_id,
+                        )
+                    )
+                    yield node, addresses, name
+
+    async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            agent = self._agent
+            if agent is None or agent.returncode is not None:
+                if number in _LEAVING:
+                    self._leave.set()
+                continue
+            # On a terminal the agent gets Ctrl-C by itself, being in the same process group.
+            if not (number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()):
+                agent.send_signal(number)
+            if number in _LEAVING:
+                grace = trio.current_time() + self._settings.agent.stop_grace_seconds
+                trio.lowlevel.spawn_system_task(self._kill_agent_after, agent, grace)
+
+    async def _kill_agent_after(self, agent: trio.Process, deadline: float) -> None:
+        await trio.sleep_until(deadline)
+        if agent.returncode is None:
+            log.warning("the agent did not stop in time and is killed", extra={"pid": agent.pid})
+            agent.kill()
+
+    async def _watch_parent(self, descriptor: int) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            if not os.read(descriptor, 64):
+                self._leave.set()
+                return
+
+    async def _run_agent(self, command: Sequence[str], api: ApiListener) -> None:
+        """The agent's life; the sidecar leaves after it, with its status."""
+        try:
+            self._agent = await trio.lowlevel.open_process(
+                list(command), stdin=None, env={**os.environ, "P2PNODE_API": str(api)}
+            )
+        except OSError as error:
+            log.error("the agent cannot be started", extra={"command": command[0], "reason": error.strerror})
+            # As a shell reports it.
+            self.exit_code = 127 if error.errno == errno.ENOENT else 126
+            self._leave.set()
+            return
+        log.info("agent started", extra={"pid": self._agent.pid, "command": command[0]})
+        status = await self._agent.wait()
+        self.exit_code = 128 - status if status < 0 else status
+        log.info("agent ended", extra={"pid": self._agent.pid, "status": self.exit_code})
+        self._leave.set()
+
+
+def _own_record(settings: Settings, identity: Identity, name: str) -> MemberRecord:
+    agent = settings.agent
+    return MemberRecord(
+        peer_id=identity.peer_id,
+        incarnation=0,
+        name=name,
+        role=settings.node.role,
+        status="online",
+        addrs=(),
+        agent_id=agent.id,
+        capabilities=tuple(agent.capabilities),
+        model=agent.model,
+        endpoint=agent.endpoint,
+        cluster_id=agent.cluster_id,
+        version=__version__,
+    )
+
+
+def _verify_record(peer: bytes, key: bytes, data: bytes, signature: bytes) -> bool:
+    try:
+        return verifier_for(peer, key)(data, signature)
+    except InvalidMessage:
+        return False
+
+
+def _read_token(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(f"cannot read the API token file {path}: {error}") from error
+    if not token:
+        raise EnvironmentFault(f"the API token file {path} is empty", hint="put a long random word into it")
+    return token
+
+
+def _end_at_the_latest(seconds: float, exit_code: object) -> None:
+    """The library can hang at closing behind a peer that does not read; the process must not."""
+    timer = threading.Timer(seconds, lambda: os._exit(exit_code() if callable(exit_code) else 0))
+    timer.daemon = True
+    timer.start()

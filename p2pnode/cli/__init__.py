@@ -1,0 +1,1 @@
+"""The command line: thin commands, an ordinary client of the local API."""

@@ -1,0 +1,58 @@
+"""`keygen`, `config`, `version`: commands that ask no sidecar."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pnode.cli.settings import load, settings_options
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def keygen(file: Path) -> int:
+    """Make a node key, write it to FILE (mode 0600) and print its peer id; never overwrites."""
+    from p2pnode.identity import create_key_file
+
+    sys.stdout.write(f"{create_key_file(file).peer_id}\n")
+    return 0
+
+
+@click.group()
+def config() -> None:
+    """The settings `run` would use: the same flags, environment, file and defaults."""
+
+
+@config.command()
+@settings_options
+def check(**flags: Any) -> int:
+    """Say what is wrong with the settings, all of it at once; exit code 0 when nothing is."""
+    load(flags)
+    sys.stdout.write("the settings are good\n")
+    return 0
+
+
+@config.command()
+@settings_options
+def show(**flags: Any) -> int:
+    """Print every setting."""
+    from p2pnode.config import render_settings
+
+    sys.stdout.write(render_settings(load(flags)))
+    return 0
+
+
+@click.command()
+def version() -> int:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("p2pnode")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    sys.stdout.write(f"p2pnode {number}\n")
+    return 0

@@ -1,0 +1,67 @@
+"""The flags that are settings, shared by `run` and `config`, and the call that resolves them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from p2pnode.config import Loaded
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command every flag that is a setting, and `--config`.
+
+    The flags have no defaults and no checks here: flags, environment, file and defaults are checked together,
+    so that every fault is reported at once.
+    """
+    options = (
+        click.option("--role", metavar="ROLE", help="chorus, whoosh, bridge or bootstrap. [default: chorus]"),
+        click.option("--name", metavar="NAME", help="What people call this node."),
+        click.option("--data-dir", metavar="DIR", help="Where its key and messages are kept."),
+        click.option(
+            "--listen",
+            metavar="MULTIADDR",
+            multiple=True,
+            help="Listen for peers there; repeatable. [default: /ip4/0.0.0.0/tcp/9000]",
+        ),
+        click.option(
+            "--bootstrap",
+            metavar="MULTIADDR",
+            multiple=True,
+            help="Join by this peer; repeatable; also file:PATH and dns:tasks.SERVICE[:PORT].",
+        ),
+        click.option(
+            "--announce", metavar="MULTIADDR", multiple=True, help="Tell others to dial this address; repeatable."
+        ),
+        click.option(
+            "--api",
+            metavar="ADDR",
+            multiple=True,
+            help="Serve the local API there: unix:PATH or tcp:HOST:PORT; repeatable.",
+        ),
+        click.option("--api-token-file", metavar="FILE", help="Bearer token the API asks for."),
+        click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
+        click.option("--log-format", metavar="FORMAT", help="text or json. [default: json unless on a terminal]"),
+        click.option("--config", "config_file", metavar="FILE", help="A TOML file with settings."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load(flags: dict[str, Any]) -> Loaded:
+    """Resolve the settings from the values of `settings_options`.
+
+    Raises:
+        InvalidConfig: with every fault found.
+    """
+    from p2pnode.config import load_settings
+
+    file = flags.pop("config_file")
+    given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value not in (None, ())}
+    return load_settings(given, os.environ, None if file is None else Path(file))

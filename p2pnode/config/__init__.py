@@ -1,0 +1,40 @@
+"""Configuration: flags > environment > TOML file > defaults.
+
+Importing this costs neither pydantic nor multiaddr; `load_settings` does.
+"""
+
+from p2pnode.config.addresses import ApiAddress, parse_api_address
+from p2pnode.config.layers import FLAGS, Loaded, load_settings
+from p2pnode.config.render import Row, reference_tables, render_settings, settings_document
+from p2pnode.config.settings import (
+    AgentSettings,
+    ApiSettings,
+    GossipSettings,
+    LogSettings,
+    MessagesSettings,
+    NetworkSettings,
+    NodeSettings,
+    Role,
+    Settings,
+)
+
+__all__ = [
+    "FLAGS",
+    "AgentSettings",
+    "ApiAddress",
+    "ApiSettings",
+    "GossipSettings",
+    "Loaded",
+    "LogSettings",
+    "MessagesSettings",
+    "NetworkSettings",
+    "NodeSettings",
+    "Role",
+    "Row",
+    "Settings",
+    "load_settings",
+    "parse_api_address",
+    "reference_tables",
+    "render_settings",
+    "settings_document",
+]

@@ -1,0 +1,126 @@
+"""Checks of single values, and the marks by which a type carries them.
+
+The marks stand in `typing.Annotated`; pydantic obeys them, and importing them does not import pydantic.
+A check takes what was written and returns its plain form, or raises ValueError with what would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from p2pnode.config.addresses import is_host_name
+from p2pnode.core.message import parse_topic
+from p2pnode.errors import InvalidMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Run a function over a value; a ValueError is the fault's problem.
+
+    Args:
+        function: takes the value, returns it or its plain form.
+        before: run it on what was written, before its type is looked at.
+    """
+
+    function: Callable[[Any], Any]
+    before: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        if self.before:
+            return core_schema.no_info_before_validator_function(self.function, handler(source))
+        return core_schema.no_info_after_validator_function(self.function, handler(source))
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A number from `low` to `high`, both included; true and false, NaN and the infinities are none."""
+
+    low: float
+    high: float
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any, read: Callable[[Any], Any]) -> Any:
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        number = read(value)
+        if not self.low <= number <= self.high:
+            raise ValueError(f"must be from {self.low} to {self.high}, not {number}")
+        return number
+
+
+def check_name(value: str) -> str:
+    return _printable(value, 64)
+
+
+def check_text(value: str) -> str:
+    return _printable(value, 256)
+
+
+def check_word(value: str) -> str:
+    if not value:
+        raise ValueError("must not be an empty string")
+    return check_text(value)
+
+
+def _printable(value: str, limit: int) -> str:
+    if len(value) > limit or not value.isprintable() or value != value.strip():
+        raise ValueError(f"must be at most {limit} printable characters without blanks at either end, not {value!r}")
+    return value
+
+
+def check_cluster(value: str) -> str:
+    if not value or len(value) > 64 or not value.isascii() or not value.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"must be letters, digits, _ and - (it becomes part of a NATS subject), not {value!r}")
+    return value
+
+
+def check_topic(value: str) -> str:
+    try:
+        return parse_topic(value)
+    except InvalidMessage as error:
+        raise ValueError(error.detail) from None
+
+
+def check_endpoint(value: str) -> str:
+    if not value:
+        return value
+    try:
+        url = urlsplit(value)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        good = False
+    if not good or not value.isprintable() or " " in value:
+        raise ValueError(f"must be a URL such as http://10.0.1.7:8080, not {value!r}")
+    return value
+
+
+def check_allowed_host(value: str) -> str:
+    host = value.removeprefix("[").removesuffix("]")
+    if not is_host_name(host) and not (":" in host and set(host.lower()) <= set("0123456789abcdef:.")):
+        raise ValueError(f"must be a host name or an IP address, without scheme, port or wildcard, not {value!r}")
+    return host.lower()
+
+
+def check_path(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if not value or "\0" in value:
+        raise ValueError(f"must be a path, not {value!r}")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{value!r}: there is no such user, or this one has no home directory") from None
+
+
+def check_path_or_none(value: object) -> object:
+    return None if value == "" else _path(value)

@@ -1,0 +1,58 @@
+"""Contradictions: settings that are good alone and wrong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from p2pnode.config.addresses import parse_api_address, port_of
+from p2pnode.config.settings import Settings
+
+Contradiction = tuple[tuple[str, ...], str]
+"""The keys involved, the one to blame first, and the problem."""
+
+
+def contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """Every contradiction in `settings`."""
+    network, gossip, api = settings.network, settings.gossip, settings.api
+    if network.target_links > network.max_links:
+        yield (
+            ("network.target_links", "network.max_links"),
+            f"{network.target_links} is more than network.max_links ({network.max_links}); lower it or raise that one",
+        )
+    if gossip.degree > network.max_links:
+        yield (
+            ("gossip.degree", "network.max_links"),
+            f"a mesh of {gossip.degree} needs as many connections, but network.max_links is {network.max_links}",
+        )
+    for key, listeners in (("network.listen", network.listen), ("api.listen", api.listen)):
+        # Port 0 is a new free port each time, so the same text twice is no clash.
+        twice = {each for each in listeners if listeners.count(each) > 1 and not each.endswith(("/0", ":0"))}
+        if twice:
+            yield (key,), f"{', '.join(sorted(twice))} is listed twice; a port can be listened on once"
+    yield from _listener_contradictions(settings)
+
+
+def _listener_contradictions(settings: Settings) -> Iterator[Contradiction]:
+    taken = [port_of(each) for each in settings.network.listen]
+    for text in settings.api.listen:
+        address = parse_api_address(text)
+        if address.kind == "unix":
+            continue
+        if not address.loopback and settings.api.token_file is None:
+            yield (
+                ("api.listen", "api.token_file"),
+                f"{text} can be reached from other machines; "
+                f"set api.token_file, or listen on tcp:127.0.0.1:{address.port}",
+            )
+        for host, port in taken:
+            if port == address.port != 0 and _overlap(host, address.host):
+                yield (
+                    ("api.listen", "network.listen"),
+                    f"{text} is taken by network.listen ({host}, port {port}); choose another port",
+                )
+
+
+def _overlap(host: str, other: str) -> bool:
+    """One socket on each, same port, cannot be: IPv6 sockets are opened for IPv6 only, so families do not meet."""
+    other = "127.0.0.1" if other == "localhost" else other
+    return (":" in host) == (":" in other) and (host == other or bool({host, other} & {"0.0.0.0", "::"}))

@@ -1,0 +1,287 @@
+"""The settings: frozen values with units in their names, and what each is for.
+
+Each key's metadata feed `docs/configuration.md`; a default's reason stands in its description.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args, get_type_hints
+
+from p2pnode.config.addresses import check_announce, check_api_listener, check_bootstrap, check_listen
+from p2pnode.config.checks import (
+    Between,
+    Check,
+    check_allowed_host,
+    check_cluster,
+    check_endpoint,
+    check_name,
+    check_path,
+    check_path_or_none,
+    check_text,
+    check_topic,
+    check_word,
+)
+from p2pnode.core.message import MAX_MESSAGE_BYTES
+from p2pnode.logs import LogFormat, LogLevel
+from p2pnode.paths import default_data_dir
+
+Role = Literal["chorus", "whoosh", "bridge", "bootstrap"]
+
+DEFAULT_P2P_PORT = 9000
+"""Where CHORUS listens today (facts/domain.md)."""
+
+
+def _about(description: str, *, unit: str = "", shown: str = "") -> dict[str, str]:
+    """A key's metadata; `shown` replaces its default in the reference."""
+    return {"description": description, "unit": unit, "shown": shown}
+
+
+Name = Annotated[str, Check(check_name)]
+Text = Annotated[str, Check(check_text)]
+Word = Annotated[str, Check(check_word)]
+Listen = Annotated[str, Check(check_listen)]
+Announce = Annotated[str, Check(check_announce)]
+Bootstrap = Annotated[str, Check(check_bootstrap)]
+ApiListener = Annotated[str, Check(check_api_listener)]
+TopicName = Annotated[str, Check(check_topic)]
+AllowedHost = Annotated[str, Check(check_allowed_host)]
+FilePath = Annotated[Path, Check(check_path, before=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """Who this node is and where it keeps what it knows."""
+
+    name: Name = field(
+        default="",
+        metadata=_about(
+            "What people see in `peers` and in logs. Empty: made from role and peer id.", shown="role and peer id"
+        ),
+    )
+    role: Role = field(
+        default="chorus",
+        metadata=_about(
+            "`chorus` (an agent; most nodes are), `whoosh` (an orchestrator), `bridge` (to NATS) or `bootstrap`."
+        ),
+    )
+    data_dir: FilePath = field(
+        default_factory=lambda: default_data_dir(os.environ),
+        metadata=_about(
+            "Identity key and stored state; one process at a time. Default by the XDG specification.",
+            unit="path",
+            shown="$XDG_STATE_HOME/p2pnode, else ~/.local/state/p2pnode",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What is logged, on standard error."""
+
+    level: LogLevel = field(
+        default="info", metadata=_about("The least that is written: `debug`, `info`, `warning` or `error`.")
+    )
+    format: LogFormat = field(
+        default="auto", metadata=_about("`json`, `text`, or `auto`: text on a terminal, JSON lines elsewhere.")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Whom this node connects to, and how others reach it."""
+
+    listen: tuple[Listen, ...] = field(
+        default=(f"/ip4/0.0.0.0/tcp/{DEFAULT_P2P_PORT}",),
+        metadata=_about(
+            "Multiaddrs to listen on: `/ip4|ip6/ADDRESS/tcp/PORT`; port 0 is any free one. 9000 is CHORUS's port."
+        ),
+    )
+    announce: tuple[Announce, ...] = field(
+        default=(),
+        metadata=_about(
+            "Multiaddrs told to others instead of those listened on: behind a published port or address translation."
+        ),
+    )
+    bootstrap: tuple[Bootstrap, ...] = field(
+        default=(),
+        metadata=_about(
+            "Multiaddrs to join by: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with or without `/p2p/PEER_ID`; "
+            "dialled for ever. Empty: this node waits to be dialled. A DNS name holds no `_`."
+        ),
+    )
+    target_links: Annotated[int, Between(0, 1000)] = field(
+        default=6,
+        metadata=_about(
+            "Connections a node opens by itself, so that the fleet is no star: 6 is the usual gossip mesh degree."
+        ),
+    )
+    max_links: Annotated[int, Between(1, 10_000)] = field(
+        default=32,
+        metadata=_about(
+            "Connections a node keeps by its own choice; bounds what one node costs however many members there are."
+        ),
+    )
+    dial_backoff_max_seconds: Annotated[float, Between(0.1, 3600)] = field(
+        default=15.0,
+        metadata=_about(
+            "Longest pause between two attempts to reach a bootstrap peer: a restarted one is found within it.",
+            unit="seconds",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GossipSettings:
+    """How messages spread."""
+
+    degree: Annotated[int, Between(0, 64)] = field(
+        default=0, metadata=_about("Mesh peers for each topic. 0: by the size of the fleet.", shown="0 (by fleet size)")
+    )
+    heartbeat_seconds: Annotated[float, Between(0.1, 60)] = field(
+        default=1.0,
+        metadata=_about(
+            "Pause between two rounds of mesh upkeep; 1 s is the GossipSub specification's.", unit="seconds"
+        ),
+    )
+    topics: tuple[TopicName, ...] = field(
+        default=("councils.forming", "councils.claims", "councils.status", "backbeat.status"),
+        metadata=_about("Topics subscribed at start: those that every WHOOSH and CHORUS speaks on."),
+    )
+    publish_per_second: Annotated[float, Between(0.1, 100_000)] = field(
+        default=20.0,
+        metadata=_about(
+            "Own messages admitted in the long run; faster gets 429. Every node pays for each, as each reaches all.",
+            unit="messages per second",
+        ),
+    )
+    publish_burst: Annotated[int, Between(1, 1_000_000)] = field(
+        default=100, metadata=_about("Own messages admitted at once after a pause: 5 s of the rate.", unit="messages")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """The local API that the agent and the commands talk to."""
+
+    listen: tuple[ApiListener, ...] = field(
+        default=(),
+        metadata=_about(
+            "`unix:PATH` or `tcp:HOST:PORT`, any number. Empty: one Unix socket, 0600, in the runtime directory.",
+            shown="a Unix socket in the runtime directory",
+        ),
+    )
+    token_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None,
+        metadata=_about(
+            "File with the bearer token that TCP callers must show. Needed by a TCP listener off loopback.",
+            unit="path",
+            shown="none",
+        ),
+    )
+    allowed_hosts: tuple[AllowedHost, ...] = field(
+        default=(),
+        metadata=_about(
+            "Host names accepted in the Host header besides loopback's: a web page elsewhere cannot use the API."
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesSettings:
+    """What is kept for agents that read later."""
+
+    keep_count: Annotated[int, Between(1, 10_000_000)] = field(
+        default=10_000, metadata=_about("Messages kept for each topic; the oldest go first.", unit="messages per topic")
+    )
+    keep_bytes: Annotated[int, Between(MAX_MESSAGE_BYTES, 1 << 40)] = field(
+        default=64 * 1024 * 1024,
+        metadata=_about(
+            "Bytes kept over all topics: 64 MiB, some 240 of the largest messages. At least one of those must fit.",
+            unit="bytes",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """What this node tells others about its agent."""
+
+    id: Text = field(default="", metadata=_about("The agent's id in WHOOSH and CHORUS."))
+    name: Text = field(default="", metadata=_about("The agent's name."))
+    capabilities: tuple[Word, ...] = field(
+        default=(), metadata=_about("What the agent can do; council roles are matched against it.")
+    )
+    model: Text = field(default="", metadata=_about("The model the agent works with."))
+    endpoint: Annotated[str, Check(check_endpoint)] = field(
+        default="", metadata=_about("The agent's own HTTP API, as others reach it: `http://HOST:PORT`.", unit="URL")
+    )
+    cluster_id: Annotated[str, Check(check_cluster)] = field(
+        default="docker-unified-stack",
+        metadata=_about("The cluster, as in `backbeat.status.<cluster>`; the default is upstream's."),
+    )
+    stop_grace_seconds: Annotated[float, Between(0, 3600)] = field(
+        default=10.0,
+        metadata=_about(
+            "How long an agent run under `p2pnode run -- COMMAND` may take after SIGTERM; 10 s is Docker's own grace.",
+            unit="seconds",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be configured; built by `load_settings`."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    gossip: GossipSettings = field(default_factory=GossipSettings)
+    api: ApiSettings = field(default_factory=ApiSettings)
+    messages: MessagesSettings = field(default_factory=MessagesSettings)
+    agent: AgentSettings = field(default_factory=AgentSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of the configuration.
+
+    Args:
+        section: its TOML table.
+        name: its name there.
+        description: what it means and why its default is what it is.
+        unit: what its numbers count; empty when it has none.
+        shown: the default in words; empty when the value speaks for itself.
+        many: it is a list.
+    """
+
+    section: str
+    name: str
+    description: str
+    unit: str
+    shown: str
+    many: bool
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable."""
+        return f"P2PNODE_{self.section}_{self.name}".upper()
+
+
+def keys() -> Iterator[Key]:
+    """Every key, in the order of the reference."""
+    for section, kind in get_type_hints(Settings).items():
+        if not is_dataclass(kind):
+            raise TypeError(f"section {section} is no dataclass")
+        hints = get_type_hints(kind)
+        for each in fields(kind):
+            data = each.metadata
+            many = Ellipsis in get_args(hints[each.name])
+            yield Key(section, each.name, data["description"], data["unit"], data["shown"], many)

@@ -1,0 +1,473 @@
+"""Many sidecars on one machine, for demos and tests: real processes that can be killed one by one.
+
+libp2p is imported once, in the parent; the children are forked from it before any event
+loop or thread runs, so the 1.3 s of import are paid once and the memory is shared.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from p2pnode.config import Loaded, load_settings
+from p2pnode.errors import Degraded, EnvironmentFault, Fault, InvalidRequest, P2PNodeError
+from p2pnode.local.address import parse_api_address
+from p2pnode.local.http import Client, refusal
+
+START_SECONDS = 120.0
+STOP_SECONDS = 8.0
+POLL_SECONDS = 0.1
+RECEIVE_SECONDS = 30.0
+MAX_NODES = 1000
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class FleetNode:
+    """One sidecar of the fleet, as `fleet.json` shows it."""
+
+    name: str
+    role: str
+    data_dir: Path
+    api: str
+    argv: list[str]
+    bootstrap: bool = False
+    pid: int = 0
+    peer_id: str = ""
+    multiaddrs: list[str] = field(default_factory=list)
+    pidfd: int = -1
+
+    @property
+    def client(self) -> Client:
+        return Client(parse_api_address(self.api))
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "role": self.role,
+            "pid": self.pid,
+            "peer_id": self.peer_id,
+            "api": self.api,
+            "multiaddrs": self.multiaddrs,
+            "data_dir": str(self.data_dir),
+            "bootstrap": self.bootstrap,
+            "argv": self.argv,
+        }
+
+
+class _Interrupted(Exception):
+    """SIGINT or SIGTERM reached the parent."""
+
+
+class Fleet:
+    """The processes of a fleet. Made by `open_fleet`."""
+
+    def __init__(self, directory: Path, say: Say, wake: socket.socket, write_end: int, read_end: int) -> None:
+        self.directory = directory
+        self.nodes: list[FleetNode] = []
+        self._say = say
+        self._wake = wake
+        self._write_end = write_end
+        self._read_end = read_end
+
+    def start(self, agents: int, orchestrators: int) -> None:
+        """Start all, the first one as bootstrap of the others, and wait until every node sees every node.
+
+        Raises:
+            EnvironmentFault: a node ended, or they did not find each other in time.
+        """
+        plan = [("whoosh", number + 1) for number in range(orchestrators)]
+        plan += [("chorus", number + 1) for number in range(agents)]
+        width = len(str(max(agents, orchestrators)))
+        self._write(ready=False)
+        first = self._fork(*plan[0], width, bootstrap=[])
+        first.bootstrap = True
+        self._wait_for_api(first)
+        for role, number in plan[1:]:
+            self._fork(role, number, width, bootstrap=first.multiaddrs[:1])
+        for node in self.nodes[1:]:
+            self._wait_for_api(node)
+        self._write(ready=False)
+        self._wait_until_complete()
+        self._write(ready=True)
+
+    def watch(self) -> None:
+        """Tell of every node that ends; returns when none is left.
+
+        Raises:
+            _Interrupted: by Ctrl-C or SIGTERM.
+        """
+        while any(node.pidfd >= 0 for node in self.nodes):
+            self._wait(None)
+        self._say("no node is left")
+
+    def stop(self) -> None:
+        """SIGTERM to all, SIGKILL to those who are still there after eight seconds."""
+        for node in self.nodes:
+            self._signal(node, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(node.pidfd >= 0 for node in self.nodes) and time.monotonic() < deadline:
+            self._reap(deadline - time.monotonic())
+        for node in self.nodes:
+            self._signal(node, signal.SIGKILL)
+        while any(node.pidfd >= 0 for node in self.nodes):
+            self._reap(1.0)
+
+    def _signal(self, node: FleetNode, number: signal.Signals) -> None:
+        if node.pidfd >= 0:
+            signal.pidfd_send_signal(node.pidfd, number)
+
+    def _fork(self, role: str, number: int, width: int, *, bootstrap: Sequence[str]) -> FleetNode:
+        name = f"{role}-{number:0{width}d}"
+        data_dir = self.directory / name
+        api = f"unix:{data_dir / 'api.sock'}"
+        flags: dict[str, object] = {
+            "--role": role,
+            "--name": name,
+            "--data-dir": str(data_dir),
+            "--listen": ["/ip4/127.0.0.1/tcp/0"],
+            "--bootstrap": list(bootstrap),
+            "--api": [api],
+            "--log-format": "json",
+        }
+        loaded = load_settings({key: value for key, value in flags.items() if value}, {}, None)
+        node = FleetNode(name, role, data_dir, api, _argv(flags))
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        node.pid = os.fork()
+        if node.pid == 0:
+            self._become(node, loaded)
+        node.pidfd = os.pidfd_open(node.pid)
+        self.nodes.append(node)
+        return node
+
+    def _become(self, node: FleetNode, loaded: Loaded) -> None:
+        """The child's whole life: nothing of the parent's clean-up may run in it."""
+        code = 2
+        try:
+            os.setpgid(0, 0)  # Ctrl-C is for the parent, which stops us in order
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            os.close(self._write_end)
+            self._wake.close()
+            log = os.open(node.data_dir / "node.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            null = os.open(os.devnull, os.O_RDONLY)
+            os.dup2(null, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            from p2pnode.app import run_sidecar
+
+            code = run_sidecar(loaded, parent=self._read_end)
+        except P2PNodeError as error:
+            sys.stderr.write(f"error: {error}\n")
+            code = error.exit_code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _wait_for_api(self, node: FleetNode) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            document = self._ask(node, "/api/v1/node")
+            if document is not None:
+                break
+            if node.pidfd < 0:
+                raise EnvironmentFault(f"{node.name} ended at its start", hint=f"see {node.data_dir / 'node.log'}")
+            if time.monotonic() > deadline:
+                raise EnvironmentFault(
+                    f"{node.name} did not answer in {START_SECONDS:g} s", hint=f"see {node.data_dir / 'node.log'}"
+                )
+            self._wait(POLL_SECONDS)
+        node.peer_id = document["peer_id"]
+        node.multiaddrs = document["multiaddrs"]
+        # Started again by itself, a node must come back to the address others know.
+        listen = [addr.rpartition("/p2p/")[0] for addr in node.multiaddrs]
+        node.argv = _with_listen(node.argv, listen)
+
+    def _wait_until_complete(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        waiting = list(self.nodes)
+        while waiting:
+            node = waiting[-1]
+            document = self._ask(node, "/api/v1/node")
+            if document is not None and document["members"].get("alive", 0) >= len(self.nodes):
+                waiting.pop()
+                continue
+            if time.monotonic() > deadline:
+                seen = document["members"] if document else "no answer"
+                raise EnvironmentFault(
+                    f"after {START_SECONDS:g} s {node.name} does not see all {len(self.nodes)} nodes: {seen}",
+                    hint=f"see {node.data_dir / 'node.log'}",
+                )
+            self._wait(POLL_SECONDS)
+
+    def _ask(self, node: FleetNode, path: str) -> Any:
+        try:
+            return node.client.get_json(path)
+        except P2PNodeError:
+            return None
+
+    def _wait(self, seconds: float | None) -> None:
+        """Sleep, but wake for a signal or for a node that ends.
+
+        Raises:
+            _Interrupted: by a signal.
+        """
+        poll = select.poll()
+        poll.register(self._wake.fileno(), select.POLLIN)
+        for node in self.nodes:
+            if node.pidfd >= 0:
+                poll.register(node.pidfd, select.POLLIN)
+        for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000):
+            if descriptor == self._wake.fileno():
+                self._wake.recv(64)
+                raise _Interrupted
+            ended = next(node for node in self.nodes if node.pidfd == descriptor)
+            self._say(f"{ended.name} (pid {ended.pid}) ended: {_how(self._bury(ended))}")
+
+    def _reap(self, seconds: float) -> None:
+        poll = select.poll()
+        for node in self.nodes:
+            if node.pidfd >= 0:
+                poll.register(node.pidfd, select.POLLIN)
+        for descriptor, _ in poll.poll(max(seconds, 0) * 1000):
+            self._bury(next(node for node in self.nodes if node.pidfd == descriptor))
+
+    def _bury(self, node: FleetNode) -> int:
+        _, status = os.waitpid(node.pid, 0)
+        os.close(node.pidfd)
+        node.pidfd = -1
+        return os.waitstatus_to_exitcode(status)
+
+    def _write(self, *, ready: bool) -> None:
+        scratch = self.directory / ".fleet.json.new"
+        document = {"ready": ready, "nodes": [node.document() for node in self.nodes]}
+        scratch.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        os.replace(scratch, self.directory / "fleet.json")
+
+
+@contextmanager
+def open_fleet(directory: Path, say: Say) -> Iterator[Fleet]:
+    """A fleet to start; all its processes are gone when the block ends.
+
+    Raises:
+        EnvironmentFault: the directory cannot be used.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot use the directory {directory}: {error.strerror}") from error
+    # What the children need is imported before the fork, and shared by it.
+    import p2pnode.app
+
+    del p2pnode
+    gc.collect()
+    gc.freeze()
+    read_end, write_end = os.pipe()
+    wake, waker = socket.socketpair()
+    waker.setblocking(False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    wakeup = signal.set_wakeup_fd(waker.fileno())
+    fleet = Fleet(directory, say, wake, write_end, read_end)
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for sock in (wake, waker):
+            sock.close()
+        os.close(write_end)
+        os.close(read_end)
+        gc.unfreeze()
+
+
+def run_fleet(agents: int, orchestrators: int, directory: Path | None, say: Say) -> int:
+    """Start a fleet, say when it is complete, and keep it until Ctrl-C.
+
+    Args:
+        say: takes one line for people.
+
+    Raises:
+        InvalidRequest: no node, or more than a machine can take.
+        EnvironmentFault: it did not start.
+    """
+    _check_size(agents, orchestrators)
+    where = (directory or Path(tempfile.mkdtemp(prefix="p2pnode-fleet-"))).absolute()
+    start = time.monotonic()
+    with open_fleet(where, say) as fleet:
+        try:
+            fleet.start(agents, orchestrators)
+            count = len(fleet.nodes)
+            say(
+                f"{count} of {count} nodes see all {count}, after {time.monotonic() - start:.1f} s;"
+                f" {where / 'fleet.json'} lists them; Ctrl-C stops all"
+            )
+            fleet.watch()
+        except _Interrupted:
+            say("stopping")
+            return 0
+    return 2
+
+
+def run_demo(agents: int, orchestrators: int, directory: Path | None) -> int:
+    """A fleet, one council opportunity from WHOOSH, and how long it took to each agent.
+
+    Returns:
+        0 when every agent received it, 1 otherwise.
+    """
+    _check_size(agents, orchestrators)
+    if orchestrators == 0 or agents == 0:
+        raise InvalidRequest("the demo needs at least one orchestrator and one agent")
+    where = (directory or Path(tempfile.mkdtemp(prefix="p2pnode-demo-"))).absolute()
+    start = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - start:6.1f} s  {line}", flush=True)
+
+    say(f"starting {orchestrators} WHOOSH and {agents} CHORUS sidecars; their files are in {where}")
+    with open_fleet(where, say) as fleet:
+        try:
+            fleet.start(agents, orchestrators)
+            count = len(fleet.nodes)
+            say(f"joined: {count} of {count} nodes see all {count}, through one bootstrap address")
+            whoosh = fleet.nodes[0]
+            chorus = [node for node in fleet.nodes if node.role == "chorus"]
+            _wait_for_mesh(fleet, chorus)
+            message_id, published = _publish_opportunity(whoosh)
+            say(f"{whoosh.name} published a council opportunity: {message_id}")
+            seconds = _receipts(fleet, chorus, message_id, published)
+            say(f"{len(seconds)} of {agents} sidecars have it")
+        except _Interrupted:
+            say("interrupted")
+            return 130
+    if directory is None:
+        shutil.rmtree(where, ignore_errors=True)
+    say("all sidecars are stopped")
+    times = (
+        f": p50 {_percentile(seconds, 50) * 1000:.0f} ms, p95 {_percentile(seconds, 95) * 1000:.0f} ms,"
+        f" last {max(seconds) * 1000:.0f} ms"
+        if seconds
+        else ""
+    )
+    print(f"{len(seconds)} of {agents} agents received the council opportunity{times}", flush=True)
+    return 0 if len(seconds) == agents else 1
+
+
+def _wait_for_mesh(fleet: Fleet, nodes: Sequence[FleetNode]) -> None:
+    """Until each node has a mesh for opportunities: a subscription may still be on its way."""
+    deadline = time.monotonic() + START_SECONDS
+    for node in nodes:
+        while True:
+            topics = fleet._ask(node, "/api/v1/topics") or []
+            if any(topic["topic"] == "councils.forming" and topic["mesh"] for topic in topics):
+                break
+            if time.monotonic() > deadline:
+                raise Degraded(f"{node.name} has no mesh for councils.forming after {START_SECONDS:g} s")
+            fleet._wait(POLL_SECONDS)
+
+
+def _publish_opportunity(whoosh: FleetNode) -> tuple[str, float]:
+    now = datetime.now(UTC)
+    body = {
+        "council_id": str(uuid.uuid4()),
+        "project_name": "Test Discovery",
+        "repository": "https://gitea.chorus.services/tony/test",
+        "project_brief": "Find every agent, form a council and prove that each of them heard of it.",
+        "core_roles": ["tpm", "senior-software-architect"],
+        "ucxl_address": "ucxl://any:tpm@test-discovery:formation/*^/council.json",
+        "formation_deadline": (now + timedelta(minutes=10)).isoformat(),
+        "created_at": now.isoformat(),
+    }
+    response = whoosh.client.request(
+        "POST",
+        "/api/v1/topics/councils.forming/messages",
+        body=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    if response.status != 202:
+        raise refusal(response)
+    message_id = response.json()["id"]
+    for document in whoosh.client.get_json("/api/v1/topics/councils.forming/messages?limit=1000"):
+        if document["id"] == message_id:
+            return message_id, _seconds(document["published_at"])
+    raise Degraded("the published opportunity is not kept by its own sidecar")
+
+
+def _receipts(fleet: Fleet, nodes: Sequence[FleetNode], message_id: str, published: float) -> list[float]:
+    """Seconds from publishing to each node's receipt, for those that got it in time."""
+    deadline = time.monotonic() + RECEIVE_SECONDS
+    missing, seconds = list(nodes), []
+    while missing and time.monotonic() < deadline:
+        for node in tuple(missing):
+            documents = fleet._ask(node, "/api/v1/topics/councils.forming/messages?limit=1000") or []
+            for document in documents:
+                if document["id"] == message_id:
+                    seconds.append(max(_seconds(document["received_at"]) - published, 0.0))
+                    missing.remove(node)
+        if missing:
+            fleet._wait(POLL_SECONDS)
+    return seconds
+
+
+def _check_size(agents: int, orchestrators: int) -> None:
+    if agents + orchestrators < 1:
+        raise InvalidRequest("a fleet needs at least one node", [Fault("--agents", "0, and --orchestrators as well")])
+    if agents + orchestrators > MAX_NODES:
+        raise InvalidRequest(
+            "the fleet is too large for one machine", [Fault("--agents", f"at most {MAX_NODES} nodes in all")]
+        )
+
+
+def _argv(flags: dict[str, object]) -> list[str]:
+    argv = [sys.executable, "-m", "p2pnode", "run"]
+    for flag, value in flags.items():
+        for item in value if isinstance(value, list) else [value]:
+            argv += [flag, str(item)]
+    return argv
+
+
+def _with_listen(argv: Sequence[str], listen: Sequence[str]) -> list[str]:
+    at = argv.index("--listen")
+    rest = list(argv[:at]) + list(argv[at + 2 :])
+    for addr in listen:
+        rest += ["--listen", addr]
+    return rest
+
+
+def _how(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _seconds(text: str) -> float:
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
+
+
+def _percentile(values: Sequence[float], percent: float) -> float:
+    """Nearest rank."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(percent / 100 * len(ordered)) - 1, 0)]

@@ -1,0 +1,358 @@
+"""The libp2p host: TCP, Noise only, yamux, identify and ping from py-libp2p, with its traps covered.
+
+What the library's defaults do that we do not want, and what was measured about it,
+stands beside each line that undoes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+# Sends a yamux window update per read unless told otherwise: a quarter of a hop's CPU.
+os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
+
+import trio
+from libp2p import new_host
+from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import IOException
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr.exceptions import Error as MultiaddrError
+from multiaddr.multiaddr import Multiaddr
+
+from p2pnode.core.peerid import PeerId, peer_id_bytes, peer_id_text
+from p2pnode.errors import EnvironmentFault, InvalidRequest, P2PNodeError, Unavailable
+from p2pnode.host.addresses import dialable, split_peer, wildcard_to_interfaces
+from p2pnode.host.frames import encode_frame, read_frame
+from p2pnode.identity import Identity
+from p2pnode.ports import Direction, HostEvents, Link
+
+log = logging.getLogger(__name__)
+
+DIAL_TIMEOUT_SECONDS = 10.0
+REQUEST_TIMEOUT_SECONDS = 10.0
+HANG_UP_SECONDS = 2.0
+PING_PROTOCOL = TProtocol("/ipfs/ping/1.0.0")
+PING_BYTES = 32
+
+# What the library raises for a peer or a network that is not as it should be.
+LIBRARY_ERRORS = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+def quiet_library_logs() -> None:
+    """Its warnings go to stderr unformatted otherwise."""
+    library = logging.getLogger("libp2p")
+    library.addHandler(logging.NullHandler())
+    library.propagate = False
+
+
+def to_library_id(peer: PeerId) -> ID:
+    return ID(peer_id_bytes(peer))
+
+
+def from_library_id(peer: ID) -> PeerId:
+    return peer_id_text(peer.to_bytes())
+
+
+class LibraryHost:
+    """`ports.Host` on py-libp2p. Made by `open_host`, usable inside it only."""
+
+    def __init__(self, identity: Identity, host: IHost, swarm: Swarm, announce: Sequence[str]) -> None:
+        self._identity = identity
+        self._announce = tuple(announce)
+        self.library = host
+        self.swarm = swarm
+        self._links: dict[PeerId, Link] = {}
+        self._events: HostEvents | None = None
+        self.handler_failures = 0
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._identity.peer_id
+
+    def report_to(self, events: HostEvents) -> None:
+        """Who hears of links from now on; the ones already open are told at once."""
+        self._events = events
+        for link in tuple(self._links.values()):
+            events.link_opened(link)
+
+    def addrs(self) -> tuple[str, ...]:
+        suffix = f"/p2p/{self.peer_id}"
+        if self._announce:
+            return tuple(addr if "/p2p/" in addr else addr + suffix for addr in self._announce)
+        listening = [str(addr) for listener in self.swarm.listeners.values() for addr in listener.get_addrs()]
+        return tuple(addr + suffix for addr in wildcard_to_interfaces(listening))
+
+    def links(self) -> Mapping[PeerId, Link]:
+        return self._links
+
+    async def dial(self, addr: str) -> PeerId:
+        where, peer = split_peer(addr)
+        if peer == self.peer_id:
+            raise Unavailable(f"{addr} is this node itself", reason="self")
+        if peer in self._links:
+            return peer
+        library_id = to_library_id(peer)
+        try:
+            with trio.fail_after(DIAL_TIMEOUT_SECONDS):
+                addrs = [Multiaddr(text) for text in await dialable(where)]
+                # A failed dial blocks the peer for 60 s; how often to try is our decision.
+                self.swarm.unblock_peer(library_id)
+                peerstore = self.library.get_peerstore()
+                peerstore.clear_addrs(library_id)
+                await self.library.connect(PeerInfo(library_id, addrs))
+        except trio.TooSlowError as error:
+            raise Unavailable(f"{addr}: no answer within {DIAL_TIMEOUT_SECONDS:g} s", reason="dial") from error
+        except LIBRARY_ERRORS as error:
+            raise Unavailable(f"{addr}: {_reason(error)}", reason="dial") from error
+        return peer
+
+    async def hang_up(self, peer: PeerId) -> None:
+        # close_peer hangs behind a stalled write: closing the raw sockets does not.
+        with trio.move_on_after(HANG_UP_SECONDS / 2) as patience:
+            try:
+                await self.swarm.close_peer(to_library_id(peer))
+            except LIBRARY_ERRORS as error:
+                log.debug("closing a connection failed", extra={"peer": peer, "reason": _reason(error)})
+        if patience.cancelled_caught:
+            for connection in self.swarm.get_connections(to_library_id(peer)):
+                with trio.move_on_after(HANG_UP_SECONDS / 4):
+                    raw: Any = getattr(getattr(connection.muxed_conn, "secured_conn", None), "conn", None)
+                    if raw is not None:
+                        await raw.close()
+
+    async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
+        async with self._stream(peer, protocol) as stream:
+            await stream.write(encode_frame(body))
+            return await read_frame(stream, limit_bytes)
+
+    def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
+        async def handle(stream: INetStream) -> None:
+            peer = from_library_id(stream.muxed_conn.peer_id)
+            with trio.fail_after(REQUEST_TIMEOUT_SECONDS):
+                body = await read_frame(stream, limit_bytes)
+                await stream.write(encode_frame(await answer(peer, body)))
+                await stream.close()
+
+        self.set_handler(protocol, handle)
+
+    def set_handler(self, protocol: str, handle: Callable[[INetStream], Awaitable[None]]) -> None:
+        """Serve a protocol; whatever goes wrong in `handle` ends that stream only.
+
+        An exception that leaves a handler ends the library's host.
+        """
+
+        async def guarded(stream: INetStream) -> None:
+            try:
+                await handle(stream)
+            except (P2PNodeError, trio.TooSlowError, *LIBRARY_ERRORS) as error:
+                log.debug("stream ended", extra={"protocol": protocol, "reason": _reason(error)})
+                await self.reset(stream)
+            except Exception:
+                self.handler_failures += 1
+                log.exception("a stream handler failed; only its stream ends", extra={"protocol": protocol})
+                await self.reset(stream)
+
+        self.library.set_stream_handler(TProtocol(protocol), guarded)
+
+    async def reset(self, stream: INetStream) -> None:
+        """End a stream whatever state it is in, without waiting for a peer that does not read."""
+        with trio.move_on_after(1.0):
+            try:
+                await stream.reset()
+            except LIBRARY_ERRORS:
+                pass  # it was gone already
+
+    async def ping(self, peer: PeerId) -> float:
+        async with self._stream(peer, PING_PROTOCOL) as stream:
+            challenge = secrets.token_bytes(PING_BYTES)
+            start = trio.current_time()
+            await stream.write(challenge)
+            echo = b""
+            while len(echo) < PING_BYTES:
+                data = await stream.read(PING_BYTES - len(echo))
+                if not data:
+                    raise Unavailable(f"{peer} closed the ping stream", reason="ping")
+                echo += data
+            if echo != challenge:
+                raise Unavailable(f"{peer} answered a ping with other bytes", reason="ping")
+            return trio.current_time() - start
+
+    @asynccontextmanager
+    async def _stream(self, peer: PeerId, protocol: str) -> AsyncIterator[INetStream]:
+        if peer not in self._links:
+            raise Unavailable(f"not connected to {peer}", reason="not-connected")
+        stream: INetStream | None = None
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_SECONDS):
+                stream = await self.library.new_stream(to_library_id(peer), [TProtocol(protocol)])
+                yield stream
+                await stream.close()
+        except trio.TooSlowError as error:
+            raise Unavailable(
+                f"{peer} did not answer {protocol} within {REQUEST_TIMEOUT_SECONDS:g} s", reason="timeout"
+            ) from error
+        except LIBRARY_ERRORS as error:
+            raise Unavailable(f"{protocol} with {peer}: {_reason(error)}", reason="stream") from error
+        finally:
+            if stream is not None:
+                with trio.CancelScope(shield=True):
+                    await self.reset(stream)
+
+    def _opened(self, connection: INetConn) -> None:
+        peer = from_library_id(connection.muxed_conn.peer_id)
+        if peer in self._links:
+            return
+        dialled = bool(getattr(connection.muxed_conn, "is_initiator", False))
+        direction: Direction = "outbound" if dialled else "inbound"
+        link = Link(peer, direction, _remote_addr(connection))
+        self._links[peer] = link
+        if self._events is not None:
+            self._events.link_opened(link)
+
+    def _closed(self, connection: INetConn) -> None:
+        peer_id = connection.muxed_conn.peer_id
+        if any(not other.is_closed for other in self.swarm.get_connections(peer_id) if other is not connection):
+            return
+        peer = from_library_id(peer_id)
+        if self._links.pop(peer, None) is not None and self._events is not None:
+            self._events.link_closed(peer)
+
+
+class _Notifee(INotifee):
+    """Tells LibraryHost; returns at once, because a slow notifee stalls new connections."""
+
+    def __init__(self, host: LibraryHost) -> None:
+        self._host = host
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        self._host._opened(conn)
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        self._host._closed(conn)
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
+
+
+@asynccontextmanager
+async def open_host(
+    identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = ()
+) -> AsyncIterator[LibraryHost]:
+    """A listening host; when it yields, every address is bound.
+
+    Args:
+        listen: multiaddrs `/ip4|ip6/…/tcp/PORT`, port 0 for any.
+        announce: multiaddrs told to others instead of those listened on.
+
+    Raises:
+        InvalidRequest: an address is no multiaddr that TCP can listen on.
+        EnvironmentFault: an address cannot be bound.
+    """
+    quiet_library_logs()
+    try:
+        addrs = [Multiaddr(text) for text in listen]
+    except (MultiaddrError, ValueError) as error:
+        raise InvalidRequest(f"cannot listen: {error}") from error
+    private = Ed25519PrivateKey.from_bytes(identity.seed)
+    keys = KeyPair(private, private.get_public_key())
+    library = new_host(
+        key_pair=keys,
+        # The defaults also offer secio and plaintext.
+        sec_opt={NOISE: NoiseTransport(keys, new_x25519_key_pair().private_key)},
+        muxer_opt={TProtocol(YAMUX): Yamux},
+        transports=[TCP()],
+        # How many connections there are, and to whom, is the node's decision: no auto-connect, no pruning.
+        connection_config=ConnectionConfig(
+            max_connections=100_000, min_connections=0, low_watermark=0, high_watermark=100_000
+        ),
+        disable_identify_address_discovery=True,
+    )
+    swarm = library.get_network()
+    assert isinstance(swarm, Swarm)
+    swarm.set_resource_manager(None)
+    # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
+    swarm._inbound_limiter.total_tokens = math.inf
+    swarm.set_stream_handler(functools.partial(_negotiate, swarm.common_stream_handler))
+    host = LibraryHost(identity, library, swarm, announce)
+    swarm.register_notifee(_Notifee(host))
+    for addr in addrs:
+        await _check_bindable(addr)
+    async with library.run(addrs):
+        missing = [str(addr) for addr in addrs if str(addr) not in swarm.listeners]
+        if missing:
+            raise EnvironmentFault(
+                f"cannot listen on {', '.join(missing)}", hint="choose another address or port with --listen"
+            )
+        yield host
+
+
+async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:
+    # The library lets some failures of a stream's negotiation through, which end the host.
+    try:
+        await inner(stream)
+    except Exception as error:
+        log.debug("inbound stream not negotiated", extra={"reason": _reason(error)})
+
+
+async def _check_bindable(addr: Multiaddr) -> None:
+    """Bind once and let go, because the library says only that listening failed, not why."""
+    host = addr.value_for_protocol("ip4" if "/ip4/" in str(addr) else "ip6")
+    port = int(addr.value_for_protocol("tcp") or 0)
+    family = trio.socket.AF_INET if "/ip4/" in str(addr) else trio.socket.AF_INET6
+    with trio.socket.socket(family, trio.socket.SOCK_STREAM) as probe:
+        probe.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+        try:
+            await probe.bind((str(host), port))
+            probe.listen(1)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot listen on {addr}: {error.strerror}",
+                hint="another process has this port: choose one with --listen /ip4/0.0.0.0/tcp/PORT (0 for any)"
+                if port
+                else "the address is none of this machine's: see `ip address`",
+            ) from error
+
+
+def _remote_addr(connection: INetConn) -> str:
+    try:
+        muxed: Any = connection.muxed_conn
+        remote = muxed.get_remote_address()
+    except (AttributeError, *LIBRARY_ERRORS):
+        return ""
+    if remote is None:
+        return ""
+    kind = "ip6" if ":" in remote[0] else "ip4"
+    return f"/{kind}/{remote[0]}/tcp/{remote[1]}"
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
+
+
+__all__ = ["LIBRARY_ERRORS", "LibraryHost", "from_library_id", "open_host", "to_library_id"]

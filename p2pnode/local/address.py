@@ -1,0 +1,1 @@
+from p2pnode.api.address import *

@@ -1,0 +1,2 @@
+from p2pnode.cli.http import *
+from p2pnode.cli.http import Client, refusal

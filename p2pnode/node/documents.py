@@ -1,0 +1,111 @@
+"""The JSON documents of the local API, as the interface reference fixes them."""
+
+from __future__ import annotations
+
+import base64
+
+from p2pnode.core.member import Member
+from p2pnode.core.message import format_message_id
+from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.node.history import Kept
+from p2pnode.ports import JsonObject, Link
+from p2pnode.wire.payload import format_time, parse_json
+
+
+def message_document(kept: Kept, origin_name: str | None) -> JsonObject:
+    """One message for the agent. `payload` is JSON where it is JSON, else base64 with `encoding`."""
+    message, payload = kept.message, kept.payload
+    metadata = payload.metadata
+    document: JsonObject = {
+        "id": format_message_id(message.id),
+        "topic": message.topic,
+        "origin": peer_id_text(message.origin),
+        "origin_name": origin_name,
+        "seqno": str(message.number),
+        "published_at": format_time(metadata.published_at_ns) if metadata and metadata.published_at_ns else None,
+        "expires_at": format_time(metadata.expires_at_ns) if metadata and metadata.expires_at_ns else None,
+        "received_at": format_time(kept.received_at_ns),
+        "carrier": kept.carrier,
+        "content_type": payload.content_type or "application/octet-stream",
+        "headers": dict(metadata.headers) if metadata else {},
+    }
+    if payload.document is not None:
+        document["payload"] = payload.document
+        return document
+    media_type = payload.content_type.partition(";")[0].strip().lower()
+    if media_type == "application/json" or media_type.endswith("+json"):
+        try:
+            document["payload"] = parse_json(payload.body)
+        except ValueError:
+            pass
+        else:
+            return document
+    document["payload"] = base64.b64encode(payload.body).decode("ascii")
+    document["encoding"] = "base64"
+    return document
+
+
+def member_document(
+    member: Member, link: Link | None, *, is_self: bool, rtt_ms: float | None, mesh: list[str], score: float | None
+) -> JsonObject:
+    """One member. What is not known is null, never a made-up zero."""
+    record = member.record
+    return {
+        "peer_id": record.peer_id,
+        "name": record.name,
+        "role": record.role,
+        "state": member.state.value,
+        "status": record.status,
+        "self": is_self,
+        "addrs": list(record.addrs),
+        "connected": is_self or link is not None,
+        "direction": link.direction if link else None,
+        "rtt_ms": round(rtt_ms, 3) if rtt_ms is not None else None,
+        "mesh": mesh,
+        "score": score,
+        "agent_id": record.agent_id or None,
+        "capabilities": list(record.capabilities),
+        "model": record.model or None,
+        "endpoint": record.endpoint or None,
+        "cluster_id": record.cluster_id or None,
+        "tasks_completed": record.tasks_completed,
+        "version": record.version or None,
+        "source": member.source,
+        "first_seen": format_time(member.first_seen_ns),
+        "last_seen": format_time(member.last_seen_ns),
+        "incarnation": record.incarnation,
+    }
+
+
+def stranger_document(link: Link, *, rtt_ms: float | None, mesh: list[str], score: float | None) -> JsonObject:
+    """A connected peer that has no member record: a stock libp2p peer, or one not introduced yet."""
+    return {
+        "peer_id": link.peer,
+        "name": None,
+        "role": None,
+        "state": "alive",
+        "status": None,
+        "self": False,
+        "addrs": [link.addr] if link.addr else [],
+        "connected": True,
+        "direction": link.direction,
+        "rtt_ms": round(rtt_ms, 3) if rtt_ms is not None else None,
+        "mesh": mesh,
+        "score": score,
+        "agent_id": None,
+        "capabilities": [],
+        "model": None,
+        "endpoint": None,
+        "cluster_id": None,
+        "tasks_completed": None,
+        "version": None,
+        "source": "inbound" if link.direction == "inbound" else "gossip",
+        "first_seen": None,
+        "last_seen": None,
+        "incarnation": None,
+    }
+
+
+def peer_order(document: JsonObject) -> tuple[str, str, PeerId]:
+    """Rows in the same order at every call: role, name, peer id; strangers last."""
+    return (document["role"] or "~", document["name"] or "~", document["peer_id"])

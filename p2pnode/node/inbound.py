@@ -1,0 +1,89 @@
+"""What this node makes of a message that a peer brought: the verdict, and what is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from p2pnode.core.council import OPPORTUNITY_TOPIC, check_opportunity
+from p2pnode.core.message import Accept, Ignore, SignedMessage, Verdict, format_message_id
+from p2pnode.core.metadata import FUTURE_ALLOWANCE_SECONDS, RELAY_AGE_SECONDS, Payload
+from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.node.history import History
+from p2pnode.node.members import Members
+from p2pnode.wire.members import MEMBERS_TOPIC
+from p2pnode.wire.payload import decode_payload
+
+log = logging.getLogger(__name__)
+
+LOGGED_FAULTS = 5
+"""A stranger's document can have thousands."""
+
+
+class Inbound:
+    """`ports.GossipEvents`: judges by what is inside, keeps what is accepted.
+
+    A message that only our clock or our rules dislike is ignored, never rejected: whoever
+    forwarded it did nothing wrong (architecture, decision 5).
+    """
+
+    def __init__(self, history: History, members: Members, wall_ns: Callable[[], int]) -> None:
+        self._history = history
+        self._members = members
+        self._wall_ns = wall_ns
+        self._judged: tuple[bytes, Payload] | None = None
+        self.received: Counter[str] = Counter()
+
+    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
+        if message.topic == MEMBERS_TOPIC:
+            return self._members.judge(message)
+        if message.id in self._history:
+            return Ignore("held")
+        payload = decode_payload(message.data)
+        verdict = self._judge_times(payload)
+        if isinstance(verdict, Accept) and message.topic == OPPORTUNITY_TOPIC:
+            checked = check_opportunity(payload.document or {})
+            if isinstance(checked, list):
+                log.warning(
+                    "ignored a message that is no council opportunity",
+                    extra={
+                        "id": format_message_id(message.id),
+                        "faults": [str(fault) for fault in checked[:LOGGED_FAULTS]],
+                    },
+                )
+                return Ignore("opportunity")
+        # `deliver` follows at once for an accepted message; decoding twice costs more than it is worth.
+        self._judged = (message.id, payload)
+        return verdict
+
+    def _judge_times(self, payload: Payload) -> Verdict:
+        metadata = payload.metadata
+        if metadata is None:
+            return Accept()  # a stock peer's: gossiped where it arrives
+        now = self._wall_ns()
+        if metadata.published_at_ns - now > FUTURE_ALLOWANCE_SECONDS * 1e9:
+            return Ignore("future")
+        if metadata.expires_at_ns and metadata.expires_at_ns <= now:
+            return Ignore("expired")
+        return Accept(relay=now - metadata.published_at_ns < RELAY_AGE_SECONDS * 1e9)
+
+    def deliver(self, message: SignedMessage, source: PeerId) -> None:
+        if message.topic == MEMBERS_TOPIC:
+            return
+        if self._judged is not None and self._judged[0] == message.id:
+            payload = self._judged[1]
+        else:
+            payload = decode_payload(message.data)
+        if not self._history.append(message, payload, received_at_ns=self._wall_ns(), carrier="gossip"):
+            return
+        self.received[message.topic] += 1
+        if message.topic == OPPORTUNITY_TOPIC and payload.document is not None:
+            log.info(
+                "Received council opportunity",
+                extra={
+                    "council_id": payload.document.get("council_id"),
+                    "project": payload.document.get("project_name"),
+                    "origin": peer_id_text(message.origin),
+                },
+            )

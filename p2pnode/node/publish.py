@@ -1,0 +1,235 @@
+"""An agent's message from its body to the mesh: check, number, sign, keep, send."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from p2pnode.core.council import OPPORTUNITY_TOPIC, CouncilOpportunity, check_opportunity
+from p2pnode.core.message import MAX_PAYLOAD_BYTES, Topic, format_message_id, parse_topic
+from p2pnode.core.metadata import MAX_HEADERS, MAX_HEADERS_BYTES, Metadata
+from p2pnode.errors import Fault, InvalidMessage, InvalidRequest, PayloadTooLarge, TooBusy, Unavailable
+from p2pnode.node.history import MAX_TOPICS, History
+from p2pnode.node.seqno import SeqnoSource
+from p2pnode.ports import Gossip, Published
+from p2pnode.wire.payload import MEMBER, decode_payload, encode_envelope, encode_json_payload, parse_json_object
+from p2pnode.wire.pubsub import seal_message
+
+log = logging.getLogger(__name__)
+
+IDEMPOTENCY_KEYS = 10_000
+"""Keys remembered; the oldest goes first."""
+
+MAX_KEY_CHARACTERS = 256
+RESERVED_PREFIX = "p2pnode."
+JSON_TOPICS = ("councils.", "backbeat.status")
+
+
+class TokenBucket:
+    """Own messages admitted: `rate` a second, `burst` at once."""
+
+    def __init__(self, rate_per_second: float, burst: int) -> None:
+        self._rate = rate_per_second
+        self._burst = float(burst)
+        self._tokens = float(burst)
+        self._at: float | None = None
+
+    def take(self, now: float) -> float:
+        """0 when one was taken, else the seconds until there is one."""
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens > 1.0 - 1e-9:  # a wait of exactly what was told may fall short by a rounding error
+            self._tokens = max(self._tokens - 1.0, 0.0)
+            return 0.0
+        return (1.0 - self._tokens) / self._rate
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """Our peer id in bytes, and our key's signature of some bytes."""
+
+    origin: bytes
+    sign: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    topic: Topic
+    body: bytes
+    content_type: str
+    headers: Mapping[str, str]
+    document: Mapping[str, object] | None
+    opportunity: CouncilOpportunity | None
+
+
+class Publisher:
+    """Takes messages from the agent: what it accepts is kept and handed to the mesh, what it cannot promise refused."""
+
+    def __init__(
+        self,
+        gossip: Gossip,
+        history: History,
+        seqnos: SeqnoSource,
+        signer: Signer,
+        bucket: TokenBucket,
+        wall_ns: Callable[[], int],
+    ) -> None:
+        self._gossip = gossip
+        self._history = history
+        self._seqnos = seqnos
+        self._signer = signer
+        self._bucket = bucket
+        self._wall_ns = wall_ns
+        self._turn = trio.StrictFIFOLock()
+        self._previous: dict[str, int] = {}
+        self._keys: OrderedDict[str, tuple[bytes, Published]] = OrderedDict()
+        self.draining = False
+        self.published: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    async def publish(
+        self, topic: str, body: bytes, *, content_type: str, headers: Mapping[str, str], idempotency_key: str | None
+    ) -> Published:
+        """See `ports.Sidecar.publish`."""
+        try:
+            draft = _check(topic, body, content_type, headers, idempotency_key, self._wall_ns())
+        except (InvalidRequest, PayloadTooLarge):
+            self.refused["invalid"] += 1
+            raise
+        async with self._turn:
+            if idempotency_key is not None:
+                digest = hashlib.sha256(topic.encode() + b"\0" + body).digest()
+                if known := self._keys.get(idempotency_key):
+                    if known[0] != digest:
+                        raise InvalidRequest(
+                            "the idempotency key was used for another message",
+                            [Fault("Idempotency-Key", "use a new key for a new message")],
+                        )
+                    return Published(known[1].id, known[1].seqno, duplicate=True)
+            published = await self._send(draft)
+            if idempotency_key is not None:
+                self._keys[idempotency_key] = (digest, published)
+                if len(self._keys) > IDEMPOTENCY_KEYS:
+                    self._keys.popitem(last=False)
+            return published
+
+    async def _send(self, draft: _Draft) -> Published:
+        self._admit(draft.topic)
+        now = self._wall_ns()
+        metadata = Metadata(
+            published_at_ns=now,
+            expires_at_ns=draft.opportunity.expires_at_ns if draft.opportunity else 0,
+            prev=self._previous.get(draft.topic, 0),
+            headers=draft.headers,
+        )
+        if draft.document is not None:
+            data = encode_json_payload(draft.body, draft.document, metadata)
+        else:
+            data = encode_envelope(draft.body, draft.content_type, metadata)
+        seqno = await self._seqnos.take()
+        self._reach(draft.topic)  # once more: storing the ceiling takes its time
+        message = seal_message(
+            origin=self._signer.origin, seqno=seqno, topic=draft.topic, data=data, sign=self._signer.sign
+        )
+        self._history.append(message, decode_payload(data), received_at_ns=now, carrier="local")
+        self._previous[draft.topic] = seqno
+        with trio.CancelScope(shield=True):  # what is kept is sent, even if whoever asked has gone
+            await self._gossip.publish(message)
+        self.published[draft.topic] += 1
+        message_id = format_message_id(message.id)
+        if draft.opportunity is not None:
+            log.info(
+                "Published council opportunity",
+                extra={
+                    "council_id": str(draft.opportunity.council_id),
+                    "project": draft.opportunity.project_name,
+                    "subject": draft.topic,
+                    "id": message_id,
+                },
+            )
+        return Published(message_id, str(seqno))
+
+    def _admit(self, topic: str) -> None:
+        self._reach(topic)
+        if wait := self._bucket.take(trio.current_time()):
+            self.refused["rate"] += 1
+            raise TooBusy(
+                "more messages than this node may publish (gossip.publish_per_second and gossip.publish_burst)",
+                reason="rate",
+                retry_after_seconds=wait,
+            )
+
+    def _reach(self, topic: str) -> None:
+        try:
+            if self.draining:
+                raise Unavailable("this sidecar is stopping and takes no more messages", reason="stopping")
+            self._gossip.admit(topic)
+            if not self._history.open(topic):
+                raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
+        except Unavailable as error:
+            self.refused[error.reason] += 1
+            raise
+
+
+def _check(
+    topic: str, body: bytes, content_type: str, headers: Mapping[str, str], key: str | None, now_ns: int
+) -> _Draft:
+    """A draft of what may be published.
+
+    Raises:
+        PayloadTooLarge: over the limit.
+        InvalidRequest: with every fault found.
+    """
+    if len(body) > MAX_PAYLOAD_BYTES:
+        raise PayloadTooLarge(
+            f"a payload of {len(body)} bytes is over the limit of {MAX_PAYLOAD_BYTES}",
+            hint="publish a reference to it instead, or split it",
+        )
+    faults: list[Fault] = []
+    name = Topic(topic)
+    try:
+        name = parse_topic(topic)
+    except InvalidMessage as error:
+        faults.append(Fault("topic", error.detail))
+    if topic.startswith(RESERVED_PREFIX):
+        faults.append(Fault("topic", f"names starting with {RESERVED_PREFIX} are p2pnode's own; choose another"))
+    if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
+        faults.append(Fault("Idempotency-Key", f"must have 1 to {MAX_KEY_CHARACTERS} characters"))
+    # As JSON writes them, since that is what must fit; 6 bytes around each are allowed for.
+    size = len(json.dumps(dict(headers)).encode()) - 6 * len(headers)
+    if len(headers) > MAX_HEADERS or size > MAX_HEADERS_BYTES:
+        faults.append(Fault("headers", f"at most {MAX_HEADERS} headers of {MAX_HEADERS_BYTES} bytes in all"))
+    if len(content_type) > 256:
+        faults.append(Fault("Content-Type", "must have at most 256 characters"))
+    must_be_json = topic.startswith(JSON_TOPICS)
+    document: Mapping[str, object] | None = None
+    opportunity: CouncilOpportunity | None = None
+    media_type = content_type.partition(";")[0].strip().lower()
+    if must_be_json or media_type == "application/json" or media_type.endswith("+json"):
+        try:
+            document = parse_json_object(body)
+        except ValueError as error:
+            if must_be_json or not str(error).startswith("not a JSON object"):
+                faults.append(Fault("body", f"{error}; a JSON object is needed"))
+    if document is not None:
+        if MEMBER in document:
+            faults.append(Fault(MEMBER, "this member name is reserved for p2pnode's metadata; rename it"))
+        if topic == OPPORTUNITY_TOPIC:
+            checked = check_opportunity(document)
+            if isinstance(checked, list):
+                faults.extend(checked)
+            else:
+                opportunity = checked
+                if opportunity.expires_at_ns and opportunity.expires_at_ns <= now_ns:
+                    faults.append(Fault("formation_deadline", "lies in the past; nobody would act on it"))
+    if faults:
+        what = "council opportunity" if topic == OPPORTUNITY_TOPIC else "message"
+        raise InvalidRequest(f"the {what} cannot be published", faults)
+    return _Draft(name, body, content_type, dict(headers), document, opportunity)

@@ -1,0 +1,418 @@
+"""The node: its parts put together behind `ports.Sidecar`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from p2pnode.core.member import MemberRecord
+from p2pnode.core.message import SignedMessage, Verdict, parse_message_id, parse_topic
+from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.errors import EnvironmentFault, Fault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.node.dialer import Dialer, DialSettings
+from p2pnode.node.documents import member_document, message_document, peer_order, stranger_document
+from p2pnode.node.history import MAX_TOPICS, History, Kept
+from p2pnode.node.inbound import Inbound
+from p2pnode.node.members import Members, Tools
+from p2pnode.node.publish import Publisher, Signer, TokenBucket
+from p2pnode.node.seqno import SeqnoSource
+from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, Link, Published, SeqnoStore
+from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
+from p2pnode.wire.payload import format_time
+from p2pnode.wire.pubsub import seal_message
+
+log = logging.getLogger(__name__)
+
+PING_SECONDS = 30.0
+FLUSH_SECONDS = 2.0
+READ_BATCH = 100
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """
+    Args:
+        record: who we are: the member record without incarnation, addresses and signature.
+        topics: subscribed from the start.
+        dial: bootstraps and how many links to keep.
+        publish_per_second: own messages admitted on average.
+        publish_burst: own messages admitted at once.
+        keep_count: messages kept per topic.
+        keep_bytes: memory for kept messages in all, estimated.
+    """
+
+    record: MemberRecord
+    topics: Sequence[str]
+    dial: DialSettings
+    publish_per_second: float
+    publish_burst: int
+    keep_count: int
+    keep_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Signing and verifying, injected.
+
+    Args:
+        origin: our peer id in bytes.
+        sign: our signature of some bytes.
+        verify_record: checks another's signature of some bytes.
+    """
+
+    origin: bytes
+    sign: Callable[[bytes], bytes]
+    verify_record: RecordVerify
+
+
+class Node:
+    """`ports.Sidecar`, `ports.HostEvents` and `ports.GossipEvents` of one process.
+
+    Made before the gossip layer, which needs it as listener; `attach` closes the circle.
+    """
+
+    def __init__(
+        self,
+        settings: NodeSettings,
+        keys: Keys,
+        host: Host,
+        seqnos: SeqnoStore,
+        *,
+        wall_ns: Callable[[], int],
+        rng: Random,
+        api_addresses: Callable[[], Sequence[str]],
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._host = host
+        self._wall_ns = wall_ns
+        self._api_addresses = api_addresses
+        self._history = History(settings.keep_count, settings.keep_bytes)
+        self._seqnos = SeqnoSource(seqnos, wall_ns)
+        self._record_turn = trio.StrictFIFOLock()
+        own = dataclasses.replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
+        self.members = Members(
+            host, Tools(keys.sign, keys.verify_record, wall_ns, rng), own, self._publish_record, self._members_changed
+        )
+        self._inbound = Inbound(self._history, self.members, wall_ns)
+        self._dialer = Dialer(host, self.members, settings.dial, rng)
+        self._gossip: Gossip | None = None
+        self._publisher: Publisher | None = None
+        self._stopping = trio.Event()
+        self._link_is_new = trio.Event()
+        self._rtt_ms: dict[PeerId, float] = {}
+        self._streams: Counter[str] = Counter()
+
+    def attach(self, gossip: Gossip) -> None:
+        self._gossip = gossip
+        self._publisher = Publisher(
+            gossip,
+            self._history,
+            self._seqnos,
+            Signer(self._keys.origin, self._keys.sign),
+            TokenBucket(self._settings.publish_per_second, self._settings.publish_burst),
+            self._wall_ns,
+        )
+
+    @property
+    def gossip(self) -> Gossip:
+        if self._gossip is None:
+            raise Unavailable("the node is starting", reason="starting")
+        return self._gossip
+
+    @property
+    def publisher(self) -> Publisher:
+        if self._publisher is None:
+            raise Unavailable("the node is starting", reason="starting")
+        return self._publisher
+
+    async def run(self) -> None:
+        """Join and stay joined, until cancelled."""
+        for topic in dict.fromkeys((MEMBERS_TOPIC, *self._settings.topics)):
+            await self.gossip.subscribe(topic)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.members.run)
+            nursery.start_soon(self._dialer.run)
+            nursery.start_soon(self._measure_round_trips)
+
+    async def drain(self) -> None:
+        """Take no more, say goodbye, let what is queued go out: at most two seconds."""
+        self._stopping.set()
+        if self._publisher is not None:
+            self._publisher.draining = True
+        with trio.move_on_after(FLUSH_SECONDS):
+            self.members.update_own(dataclasses.replace(self.members.own, left=True))
+            try:
+                await self._publish_record(self.members.own.signed)
+            except EnvironmentFault as error:  # nobody there to say goodbye to, or a full disk
+                log.debug("left without a goodbye", extra={"reason": error.detail})
+            if self._gossip is not None:
+                await self._gossip.flush()
+
+    # -- what the host and the router report -------------------------------------------
+
+    def link_opened(self, link: Link) -> None:
+        self.members.link_opened(link)
+        self._link_is_new.set()
+        self._dialer.wake()
+
+    def link_closed(self, peer: PeerId) -> None:
+        self._rtt_ms.pop(peer, None)
+        self._dialer.link_closed(peer)
+
+    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
+        return self._inbound.judge(message, source)
+
+    def deliver(self, message: SignedMessage, source: PeerId) -> None:
+        self._inbound.deliver(message, source)
+
+    def _members_changed(self) -> None:
+        self._dialer.wake()
+
+    async def _publish_record(self, signed: bytes) -> None:
+        async with self._record_turn:
+            self.gossip.admit(MEMBERS_TOPIC)
+            message = seal_message(
+                origin=self._keys.origin,
+                seqno=await self._seqnos.take(),
+                topic=MEMBERS_TOPIC,
+                data=signed,
+                sign=self._keys.sign,
+            )
+            await self.gossip.publish(message)
+
+    async def _measure_round_trips(self) -> None:
+        """Ping every new link at once, and all of them now and then."""
+        due: set[PeerId] = set()
+        while True:
+            self._link_is_new = trio.Event()
+            for peer in tuple(self._host.links()):
+                if peer in due or peer not in self._rtt_ms:
+                    await self._measure(peer)
+            due.clear()
+            with trio.move_on_after(PING_SECONDS) as round_trip:
+                await self._link_is_new.wait()
+            if round_trip.cancelled_caught:
+                due.update(self._host.links())
+
+    async def _measure(self, peer: PeerId) -> None:
+        try:
+            round_trip = await self._host.ping(peer)
+            if peer in self._host.links():
+                self._rtt_ms[peer] = round_trip * 1000
+                self.members.table.heard_from(peer, self._wall_ns())
+        except Unavailable as error:
+            log.debug("ping failed", extra={"peer": peer, "reason": error.detail})
+
+    # -- ports.Sidecar -----------------------------------------------------------------
+
+    def node(self) -> JsonObject:
+        own = self.members.own
+        member = self.members.table.all()[own.peer_id]
+        health = self.health()
+        return {
+            **member_document(member, None, is_self=True, rtt_ms=None, mesh=self._mesh_of(None), score=None),
+            "multiaddrs": list(self._host.addrs()),
+            "api": list(self._api_addresses()),
+            "health": {"status": health.readiness, "reasons": list(health.reasons)},
+            "started_at": format_time(own.started_at_ns),
+            "uptime_seconds": round(max(self._wall_ns() - own.started_at_ns, 0) / 1e9, 3),
+            "links": len(self._host.links()),
+            "members": {state: count for state, count in sorted(self._states().items())},
+            "bootstrap": [
+                {"addr": addr, "error": self._dialer.bootstrap_errors.get(addr)}
+                for addr in self._dialer.bootstraps
+            ],
+        }
+
+    def peers(self) -> list[JsonObject]:
+        links = self._host.links()
+        own = self._host.peer_id
+        documents = [
+            member_document(
+                member,
+                links.get(peer),
+                is_self=peer == own,
+                rtt_ms=self._rtt_ms.get(peer),
+                mesh=self._mesh_of(None if peer == own else peer),
+                score=None if peer == own else self.gossip.score(peer),
+            )
+            for peer, member in self.members.table.all().items()
+        ]
+        documents += [
+            stranger_document(
+                link, rtt_ms=self._rtt_ms.get(peer), mesh=self._mesh_of(peer), score=self.gossip.score(peer)
+            )
+            for peer, link in links.items()
+            if self.members.table.get(peer) is None
+        ]
+        return sorted(documents, key=peer_order)
+
+    def _mesh_of(self, peer: PeerId | None) -> list[str]:
+        """Topics in whose mesh a peer is; for None, topics where we have a mesh at all."""
+        if self._gossip is None:
+            return []
+        return [
+            topic
+            for topic in self._gossip.topics()
+            if (mesh := self._gossip.mesh(topic)) and (peer is None or peer in mesh)
+        ]
+
+    def topics(self) -> list[JsonObject]:
+        gossip = self.gossip
+        return [
+            {
+                "topic": topic,
+                "subscribed": True,
+                "peers": len(gossip.topic_peers(topic)),
+                "mesh": sorted(gossip.mesh(topic)),
+                "messages": self._history.count(topic),
+                "received": self._inbound.received[topic],
+                "published": self.publisher.published[topic],
+            }
+            for topic in gossip.topics()
+        ]
+
+    def health(self) -> Health:
+        if self._stopping.is_set():
+            return Health("not-ready", ("the sidecar is stopping",))
+        if self._gossip is None:
+            return Health("not-ready", ("the sidecar is starting",))
+        down = [f"bootstrap {addr}: {error}" for addr, error in sorted(self._dialer.bootstrap_errors.items())]
+        if not self._host.links():
+            why = "no peer is connected, so nothing can be delivered"
+            if not self._dialer.bootstraps:
+                why += "; no bootstrap address is configured (--bootstrap), so this node waits to be dialled"
+            return Health("not-ready", (why, *down))
+        alone = [topic for topic in self._settings.topics if not self._gossip.topic_peers(topic)]
+        reasons = [f"no connected peer is subscribed to {', '.join(alone)}"] if alone else []
+        if self._dialer.bootstraps and len(down) == len(self._dialer.bootstraps):
+            reasons += down
+        return Health("degraded" if reasons else "delivering", tuple(reasons))
+
+    async def publish(
+        self, topic: str, body: bytes, *, content_type: str, headers: Mapping[str, str], idempotency_key: str | None
+    ) -> Published:
+        return await self.publisher.publish(
+            topic, body, content_type=content_type, headers=headers, idempotency_key=idempotency_key
+        )
+
+    def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
+        _check_topic(topic)
+        position = self._position(topic, after) if after is not None else self._history.first_position(topic)
+        return [self._document(kept) for kept in self._history.read(topic, position, limit)]
+
+    @asynccontextmanager
+    async def follow(self, topic: str, *, start: str) -> AsyncIterator[AsyncIterator[Followed]]:
+        _check_topic(topic)
+        match start:
+            case "now":
+                position = self._history.end_position(topic)
+            case "start":
+                position = self._history.first_position(topic)
+            case _:
+                position = self._position(topic, start)
+        if not self._history.open(topic):
+            raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
+        await self.gossip.subscribe(topic)
+        self._streams[topic] += 1
+        stream = self._stream(topic, position)
+        try:
+            yield stream
+        finally:
+            self._streams[topic] -= 1
+            await stream.aclose()
+
+    async def _stream(self, topic: str, position: int) -> AsyncGenerator[Followed, None]:
+        while not self._stopping.is_set():
+            first = self._history.first_position(topic)
+            if position < first:
+                yield Followed(lost=first - position)
+                position = first
+            for kept in tuple(self._history.read(topic, position, READ_BATCH)):
+                yield Followed(document=self._document(kept))
+                position = kept.position + 1
+            await self._wait_for_more(topic, position)
+
+    async def _wait_for_more(self, topic: str, position: int) -> None:
+        """Until the topic goes on or the node stops."""
+        async with trio.open_nursery() as nursery:
+
+            async def until(wait: Callable[[], Awaitable[None]]) -> None:
+                await wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until, lambda: self._history.wait_beyond(topic, position))
+            nursery.start_soon(until, self._stopping.wait)
+
+    def bootstrap_peers(self) -> list[str]:
+        addrs = list(self._host.addrs())
+        for member in sorted(self.members.table.alive(), key=lambda member: member.record.peer_id):
+            if member.record.peer_id != self._host.peer_id:
+                addrs += [f"{addr}/p2p/{member.record.peer_id}" for addr in member.record.addrs]
+        return addrs
+
+    def metrics(self) -> Mapping[str, float]:
+        out: dict[str, float] = {
+            "p2pnode_links": len(self._host.links()),
+            "p2pnode_history_messages_evicted_total": self._history.evicted,
+            "p2pnode_history_bytes": self._history.bytes,
+            "p2pnode_followers": sum(self._streams.values()),
+        }
+        for state, count in self._states().items():
+            out[f'p2pnode_members{{state="{state}"}}'] = count
+        for reason, count in self.members.refused.items():
+            out[f'p2pnode_member_records_refused_total{{reason="{reason}"}}'] = count
+        out['p2pnode_member_records_refused_total{reason="full"}'] = self.members.table.refused
+        if self._gossip is None:
+            return out
+        out["p2pnode_outbound_waiting"] = self._gossip.waiting()
+        for (verdict, reason), count in self._gossip.counters().items():
+            out[f'p2pnode_gossip_inbound_total{{verdict="{verdict}",reason="{reason}"}}'] = count
+        for topic in self._gossip.topics():
+            out[f'p2pnode_topic_peers{{topic="{topic}"}}'] = len(self._gossip.topic_peers(topic))
+            out[f'p2pnode_mesh_peers{{topic="{topic}"}}'] = len(self._gossip.mesh(topic))
+            out[f'p2pnode_messages_received_total{{topic="{topic}"}}'] = self._inbound.received[topic]
+            out[f'p2pnode_messages_published_total{{topic="{topic}"}}'] = self.publisher.published[topic]
+        for reason, count in self.publisher.refused.items():
+            out[f'p2pnode_publish_refused_total{{reason="{reason}"}}'] = count
+        return out
+
+    # -- helpers -----------------------------------------------------------------------
+
+    def _plain_addrs(self) -> tuple[str, ...]:
+        # A machine can have more addresses than a record takes; loopback stands last.
+        return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
+
+    def _states(self) -> Counter[str]:
+        return Counter(member.state.value for member in self.members.table.all().values())
+
+    def _document(self, kept: Kept) -> JsonObject:
+        member = self.members.table.get(peer_id_text(kept.message.origin))
+        return message_document(kept, member.record.name if member else None)
+
+    def _position(self, topic: str, after: str) -> int:
+        try:
+            position = self._history.position_after(topic, parse_message_id(after))
+        except InvalidMessage as error:
+            raise InvalidRequest("unknown message", [Fault("after", error.detail)]) from error
+        if position is None:
+            raise InvalidRequest(
+                "unknown message",
+                [Fault("after", f"{after} is not kept here in {topic}; read from `start` instead")],
+            )
+        return position
+
+
+def _check_topic(topic: str) -> None:
+    try:
+        parse_topic(topic)
+    except InvalidMessage as error:
+        raise InvalidRequest("no such topic", [Fault("topic", error.detail)]) from error

@@ -1,0 +1,228 @@
+"""What the node needs of the world, and what the local API needs of the node: Protocols, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from p2pnode.core.message import SignedMessage, Verdict
+from p2pnode.core.peerid import PeerId
+
+JsonObject = dict[str, Any]
+Direction = Literal["inbound", "outbound"]
+Readiness = Literal["delivering", "degraded", "not-ready"]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One open connection.
+
+    Args:
+        peer: who is at the other end, proven by the handshake.
+        direction: who dialled.
+        addr: the remote address as a multiaddr without `/p2p/…`; empty when unknown.
+    """
+
+    peer: PeerId
+    direction: Direction
+    addr: str
+
+
+class HostEvents(Protocol):
+    """What the host reports; called on the event loop, must return at once and never raise."""
+
+    def link_opened(self, link: Link) -> None: ...
+
+    def link_closed(self, peer: PeerId) -> None:
+        """The last connection to `peer` is gone."""
+
+
+class Host(Protocol):
+    """Connections and request streams over libp2p."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    def addrs(self) -> tuple[str, ...]:
+        """Where this node can be dialled: multiaddrs ending in `/p2p/<peer id>`."""
+
+    def links(self) -> Mapping[PeerId, Link]: ...
+
+    async def dial(self, addr: str) -> PeerId:
+        """Connect to a multiaddr, with or without `/p2p/…`; returns who answered.
+
+        Raises:
+            Unavailable: nobody answers there, or somebody else than the address names.
+        """
+
+    async def hang_up(self, peer: PeerId) -> None:
+        """Close every connection to `peer`; returns within two seconds whatever the peer does."""
+
+    async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
+        """Open a stream, send one length-prefixed body, return the one that comes back.
+
+        Raises:
+            Unavailable: no connection, no such protocol, or no answer in time.
+            InvalidMessage: the answer is longer than `limit_bytes` or cut short.
+        """
+
+    def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
+        """Answer requests; `answer` raising InvalidMessage ends that stream only."""
+
+    async def ping(self, peer: PeerId) -> float:
+        """Round trip over `/ipfs/ping/1.0.0`, in seconds.
+
+        Raises:
+            Unavailable: not connected, or no echo in time.
+        """
+
+
+class GossipEvents(Protocol):
+    """What the gossip layer asks of the node."""
+
+    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
+        """Verdict on a message whose size, shape, newness and signature are already good."""
+
+    def deliver(self, message: SignedMessage, source: PeerId) -> None:
+        """An accepted message of a subscribed topic; called once for each id."""
+
+
+class Gossip(Protocol):
+    """The router behind one seam: subscriptions and own messages in, messages and mesh out."""
+
+    async def subscribe(self, topic: str) -> None: ...
+
+    def admit(self, topic: str) -> None:
+        """Can an own message of this topic be promised right now?
+
+        Raises:
+            Unavailable: reason `no-peers` when no peer is subscribed to the topic.
+            TooBusy: reason `peer-slow`: a peer's queue is too full.
+        """
+
+    async def publish(self, message: SignedMessage) -> None:
+        """Hand an own message to the mesh."""
+
+    def waiting(self) -> int:
+        """Messages in outbound queues."""
+
+    async def flush(self) -> None:
+        """Return once the outbound queues are empty; the caller sets the deadline."""
+
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        """How often each `(verdict, reason)` happened."""
+
+    def topics(self) -> tuple[str, ...]: ...
+
+    def topic_peers(self, topic: str) -> frozenset[PeerId]: ...
+
+    def mesh(self, topic: str) -> frozenset[PeerId]: ...
+
+    def score(self, peer: PeerId) -> float | None: ...
+
+
+class SeqnoStore(Protocol):
+    """Where the ceiling of used sequence numbers survives a restart."""
+
+    def load(self) -> int:
+        """The stored ceiling, 0 when there is none."""
+
+    async def reserve(self, ceiling: int) -> None:
+        """Make `ceiling` durable before any number up to it is used.
+
+        Raises:
+            EnvironmentFault: it could not be written.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a publisher gets back once its message is kept.
+
+    Args:
+        id: the message id as text, `<peer id>-<seqno>`.
+        seqno: the sequence number, in decimal.
+        duplicate: True when the idempotency key had been seen; id and seqno are the first one's.
+    """
+
+    id: str
+    seqno: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """One step of a followed topic: a message, or news that some were lost to this follower.
+
+    Args:
+        document: the message document; empty when messages were lost.
+        lost: how many fell out of the bounded history before this follower read them.
+    """
+
+    document: JsonObject = field(default_factory=dict)
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Can this node deliver?
+
+    Args:
+        readiness: `delivering`, `degraded` (works, but not as configured), `not-ready`.
+        reasons: one sentence each, with what to do; empty when delivering.
+    """
+
+    readiness: Readiness
+    reasons: tuple[str, ...] = ()
+
+
+class Sidecar(Protocol):
+    """The node as its local API sees it. Documents are as the interface reference gives them."""
+
+    def node(self) -> JsonObject:
+        """This node: the member document and `multiaddrs`, `api`, `health`, `uptime_seconds`."""
+
+    def peers(self) -> list[JsonObject]:
+        """Member documents, this node's own included (`"self": true`), ordered by role, name, peer id."""
+
+    def topics(self) -> list[JsonObject]:
+        """`topic`, `subscribed`, `peers`, `mesh`, `messages` (kept here), `received`, `published`; by name."""
+
+    def health(self) -> Health: ...
+
+    async def publish(
+        self, topic: str, body: bytes, *, content_type: str, headers: Mapping[str, str], idempotency_key: str | None
+    ) -> Published:
+        """Check, sign, keep and send.
+
+        Raises:
+            InvalidRequest: topic, payload or headers are wrong; `faults` names each field.
+            PayloadTooLarge: over the payload limit.
+            TooBusy: 429, with `retry_after_seconds`.
+            Unavailable: 503, with a reason; nothing was sent.
+        """
+
+    def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
+        """Message documents in order of arrival here, after the message with id `after` (None: from the start).
+
+        Raises:
+            InvalidRequest: `after` is no message id, or not (or no longer) kept here; or the topic name is wrong.
+        """
+
+    def follow(self, topic: str, *, start: str) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
+        """Follow a topic: `start` is `start`, `now` or a message id. Subscribes to the topic if need be.
+
+        The iterator ends when the node shuts down.
+
+        Raises:
+            InvalidRequest: as `messages`.
+        """
+
+    def bootstrap_peers(self) -> list[str]:
+        """Multiaddrs another node can join by: our own first."""
+
+    def metrics(self) -> Mapping[str, float]:
+        """Counters and gauges by Prometheus name, labels in braces: `p2pnode_links`,
+        `p2pnode_messages_total{topic="…",verdict="…"}`. Names ending in `_total` are counters."""

@@ -1,0 +1,112 @@
+"""A go-libp2p 0.24 peer (pubsub 0.8) through the PyPI binding `libp2p-go`; speaks the protocol of `control.py`.
+
+Run by `tests.interop.peers` with the interpreter of its own virtual environment: the binding's package is named
+`libp2p` and would collide with py-libp2p's.
+"""
+
+# ruff: noqa: E402 - stdout is taken before the binding is imported
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from control import Output, serve
+
+output = Output()
+
+from libp2p import DefaultTransports, DisableRelay, Host, Identity, ListenAddrStrings, MuxerYamux, Ping, SecurityNoise
+from libp2p.crypto import KeyType, crypto_generate_keypair
+from libp2p.peer import addr_info_from_p2p_addr
+from libp2p.pubsub import PubSub, Subscription, Topic
+from libp2p.utils import GoString
+
+# The binding parks one thread of the loop's executor for each subscription; the default pool holds six.
+EXECUTOR_THREADS = 64
+KEY_TYPES = {"ed25519": KeyType.Ed25519, "rsa": KeyType.RSA, "secp256k1": KeyType.Secp256k1, "ecdsa": KeyType.ECDSA}
+RSA_BITS = 2048
+
+
+class GoPeer:
+    """The asyncio binding behind blocking calls; its loop runs in a thread of its own."""
+
+    def __init__(self, key_type: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(EXECUTOR_THREADS))
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._topics: dict[str, Topic] = {}
+        self._readers: dict[str, asyncio.Task] = {}
+        private_key, _public_key = crypto_generate_keypair(KEY_TYPES[key_type], RSA_BITS)
+        self._host = Host(
+            Identity(private_key),
+            ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
+            DefaultTransports,
+            SecurityNoise,
+            MuxerYamux(GoString.new("/yamux/1.0.0")),
+            DisableRelay,
+            Ping(True),
+            loop=self._loop,
+        )
+        self._pubsub = self._wait(PubSub.new_gossip(self._host))
+        self.peer_id: str = self._host.id.string
+        self.addrs: list[str] = [f"{addr}/p2p/{self.peer_id}" for addr in self._host.addrs]
+
+    def dial(self, addr: str) -> None:
+        self._wait(self._host.connect(addr_info_from_p2p_addr(addr)))
+
+    def subscribe(self, topic: str) -> None:
+        if topic not in self._readers:
+            subscription = self._wait(self._joined(topic).subscription())
+            self._readers[topic] = self._wait(self._start_reading(subscription))
+
+    def publish(self, topic: str, data: bytes) -> None:
+        self._wait(self._joined(topic).publish(data))
+
+    def peers(self) -> list[str]:
+        """Peers that speak pubsub: the binding does not list connections."""
+        return list(self._wait(self._pubsub.list_peers("")))
+
+    def topic_peers(self, topic: str) -> list[str]:
+        self._joined(topic)
+        return list(self._wait(self._pubsub.list_peers(topic)))
+
+    def mesh(self, topic: str) -> None:
+        """The binding does not show the mesh."""
+
+    def _joined(self, topic: str) -> Topic:
+        if topic not in self._topics:
+            self._topics[topic] = self._wait(self._pubsub.join(topic))
+        return self._topics[topic]
+
+    def _wait(self, awaitable: Awaitable):
+        async def run():
+            return await awaitable
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
+
+    async def _start_reading(self, subscription: Subscription) -> asyncio.Task:
+        return asyncio.create_task(self._read(subscription))
+
+    async def _read(self, subscription: Subscription) -> None:
+        async for message in subscription:
+            author = message.from_peer.string
+            if author != self.peer_id:
+                output.message(message.topic, author, message.seq_no.to_bytes(8, "big"), message.data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--key-type", choices=KEY_TYPES, default="ed25519")
+    peer = GoPeer(parser.parse_args().key_type)
+    output.ready(peer.peer_id, peer.addrs)
+    serve(peer, output)
+    os._exit(0)  # threads parked inside Go would keep the interpreter waiting
+
+
+main()
