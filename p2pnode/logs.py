@@ -106,7 +106,10 @@ def configure_logging(level: LogLevel, format: LogFormat, stream: TextIO) -> Non
 
 
 def quiet_libraries(level: LogLevel) -> None:
-    """Keep libraries from filling the log: libp2p speaks at `debug` only, HTTP libraries from warnings on."""
+    """Keep libraries from filling the log: libp2p speaks at `debug` only, HTTP libraries from warnings on.
+
+    At `debug` libp2p's own level still counts: warnings, unless `LIBP2P_DEBUG` says otherwise.
+    """
     libp2p = logging.getLogger("libp2p")
     # Without any handler Python writes warnings to standard error by itself (`logging.lastResort`).
     if not any(isinstance(each, logging.NullHandler) for each in libp2p.handlers):

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from p2pnode.cli import output
 from p2pnode.cli.settings import load, settings_options
 
 
@@ -36,12 +37,18 @@ def check(**flags: Any) -> int:
 
 
 @config.command()
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
 @settings_options
-def show(**flags: Any) -> int:
-    """Print every setting."""
-    from p2pnode.config import render_settings
+def show(form: str, **flags: Any) -> int:
+    """Print every setting and where its value comes from."""
+    from p2pnode.config import render_settings, settings_document
 
-    sys.stdout.write(render_settings(load(flags)))
+    loaded = load(flags)
+    if form == "json":
+        output.print_json({"settings": settings_document(loaded), "sources": dict(loaded.sources)})
+    else:
+        rows = [(row.key, row.value, row.source) for row in render_settings(loaded)]
+        output.print_table(["KEY", "VALUE", "SOURCE"], [[output.clean(text) for text in row] for row in rows])
     return 0
 
 

@@ -46,7 +46,9 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--api-token-file", metavar="FILE", help="Bearer token the API asks for."),
         click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error."),
-        click.option("--log-format", metavar="FORMAT", help="text or json. [default: json unless on a terminal]"),
+        click.option(
+            "--log-format", metavar="FORMAT", help="auto, json or text. [default: auto: text on a terminal, else json]"
+        ),
         click.option("--config", "config_file", metavar="FILE", help="A TOML file with settings."),
     )
     for option in reversed(options):

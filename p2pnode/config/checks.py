@@ -6,6 +6,7 @@ A check takes what was written and returns its plain form, or raises ValueError 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ class Between:
 
 
 def check_name(value: str) -> str:
+    # It names files in the runtime directory, a Unix socket among them, whose path has 107 bytes in all.
+    if "/" in value or value.startswith(".") or len(value.encode(errors="replace")) > 64:
+        raise ValueError(f"must be at most 64 bytes without '/' and not start with '.', not {value!r}")
     return _printable(value, 64)
 
 
@@ -105,10 +109,14 @@ def check_endpoint(value: str) -> str:
 
 
 def check_allowed_host(value: str) -> str:
-    host = value.removeprefix("[").removesuffix("]")
-    if not is_host_name(host) and not (":" in host and set(host.lower()) <= set("0123456789abcdef:.")):
-        raise ValueError(f"must be a host name or an IP address, without scheme, port or wildcard, not {value!r}")
-    return host.lower()
+    if is_host_name(value):
+        return value.lower()
+    try:
+        return str(ipaddress.IPv6Address(value.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        raise ValueError(
+            f"must be a host name or an IP address, without scheme, port or wildcard, not {value!r}"
+        ) from None
 
 
 def check_path(value: object) -> object:
@@ -123,4 +131,4 @@ def check_path(value: object) -> object:
 
 
 def check_path_or_none(value: object) -> object:
-    return None if value == "" else _path(value)
+    return None if value == "" else check_path(value)

@@ -82,6 +82,7 @@ class LibraryHost:
         self.library = host
         self.swarm = swarm
         self._links: dict[PeerId, Link] = {}
+        self._streams: dict[INetConn, trio.SocketStream] = {}
         self._events: HostEvents | None = None
         self.handler_failures = 0
 
@@ -135,10 +136,7 @@ class LibraryHost:
                 log.debug("closing a connection failed", extra={"peer": peer, "reason": _reason(error)})
         if patience.cancelled_caught:
             for connection in self.swarm.get_connections(to_library_id(peer)):
-                with trio.move_on_after(HANG_UP_SECONDS / 4):
-                    raw: Any = getattr(getattr(connection.muxed_conn, "secured_conn", None), "conn", None)
-                    if raw is not None:
-                        await raw.close()
+                self._cut(connection)
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
         async with self._stream(peer, protocol) as stream:
@@ -220,6 +218,8 @@ class LibraryHost:
 
     def _opened(self, connection: INetConn) -> None:
         peer = from_library_id(connection.muxed_conn.peer_id)
+        if (stream := _tcp_stream(connection)) is not None:
+            self._streams[connection] = stream
         if peer in self._links:
             return
         dialled = bool(getattr(connection.muxed_conn, "is_initiator", False))
@@ -229,7 +229,18 @@ class LibraryHost:
         if self._events is not None:
             self._events.link_opened(link)
 
+    def cut_all(self) -> None:
+        """Close every socket at once, as when the process ended."""
+        for connection in tuple(self._streams):
+            self._cut(connection)
+
+    def _cut(self, connection: INetConn) -> None:
+        if (stream := self._streams.pop(connection, None)) is not None:
+            stream.socket.close()
+
     def _closed(self, connection: INetConn) -> None:
+        # The library leaves the socket of a connection that the other side closed to the garbage collector.
+        self._cut(connection)
         peer_id = connection.muxed_conn.peer_id
         if any(not other.is_closed for other in self.swarm.get_connections(peer_id) if other is not connection):
             return
@@ -308,7 +319,10 @@ async def open_host(
             raise EnvironmentFault(
                 f"cannot listen on {', '.join(missing)}", hint="choose another address or port with --listen"
             )
-        yield host
+        try:
+            yield host
+        finally:
+            host.cut_all()
 
 
 async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:
@@ -336,6 +350,14 @@ async def _check_bindable(addr: Multiaddr) -> None:
                 if port
                 else "the address is none of this machine's: see `ip address`",
             ) from error
+
+
+def _tcp_stream(connection: INetConn) -> trio.SocketStream | None:
+    """The socket under yamux, Noise and the library's own wrappers."""
+    layer: Any = connection.muxed_conn
+    for name in ("secured_conn", "conn", "conn", "stream", "stream"):
+        layer = getattr(layer, name, None)
+    return layer if isinstance(layer, trio.SocketStream) else None
 
 
 def _remote_addr(connection: INetConn) -> str:

@@ -203,7 +203,7 @@ def _check(
     if key is not None and not 0 < len(key) <= MAX_KEY_CHARACTERS:
         faults.append(Fault("Idempotency-Key", f"must have 1 to {MAX_KEY_CHARACTERS} characters"))
     # As JSON writes them, since that is what must fit; 6 bytes around each are allowed for.
-    size = len(json.dumps(dict(headers)).encode()) - 6 * len(headers)
+    size = len(json.dumps(dict(headers), ensure_ascii=False).encode()) - 6 * len(headers)
     if len(headers) > MAX_HEADERS or size > MAX_HEADERS_BYTES:
         faults.append(Fault("headers", f"at most {MAX_HEADERS} headers of {MAX_HEADERS_BYTES} bytes in all"))
     if len(content_type) > 256:

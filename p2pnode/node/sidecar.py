@@ -155,6 +155,8 @@ class Node:
                 log.debug("left without a goodbye", extra={"reason": error.detail})
             if self._gossip is not None:
                 await self._gossip.flush()
+                # Written is not read: a socket closed now may take the goodbye with it.
+                await trio.sleep(0.1)
 
     # -- what the host and the router report -------------------------------------------
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
+import pytest
+
+from p2pnode.config import FLAGS
 from tests.cli.fake import Run
 
 
@@ -27,3 +31,36 @@ def test_keygen_never_overwrites(run: Run, tmp_path: Path) -> None:
 
 def test_version_names_the_program(run: Run) -> None:
     assert run("version").out.startswith("p2pnode ")
+
+
+def test_config_check_reports_every_fault_at_once(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "p2pnode.toml"
+    file.write_text('[node]\nrole = "king"\nshoe_size = 43\n')
+    outcome = run("config", "check", "--config", str(file), "--listen", "nonsense")
+    assert (outcome.code, outcome.out) == (64, "")
+    for word in ("node.role", "shoe_size", "--listen"):
+        assert any(word in line for line in outcome.err.splitlines()[1:])
+
+
+def test_config_check_of_good_settings_is_good(run: Run, tmp_path: Path) -> None:
+    outcome = run("config", "check", "--data-dir", str(tmp_path))
+    assert (outcome.code, outcome.out, outcome.err) == (0, "the settings are good\n", "")
+
+
+def test_config_show_tells_value_and_source(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PNODE_NODE_ROLE", "whoosh")
+    arguments = ["config", "show", "--name", "n1", "--listen", "/ip4/0.0.0.0/tcp/1", "--listen", "/ip4/0.0.0.0/tcp/2"]
+    rows = [line.split(maxsplit=1) for line in run(*arguments).out.splitlines()]
+    assert rows[0][0] == "KEY"
+    told = dict(rows)
+    assert "whoosh" in told["node.role"]
+    assert told["node.role"].endswith("env P2PNODE_NODE_ROLE")
+    assert told["node.name"].endswith("flag --name")
+    document = json.loads(run(*arguments, "-o", "json").out)
+    assert document["settings"]["network"]["listen"] == ["/ip4/0.0.0.0/tcp/1", "/ip4/0.0.0.0/tcp/2"]
+    assert document["sources"]["node.role"] == "env P2PNODE_NODE_ROLE"
+
+
+def test_every_flag_of_the_settings_is_an_option_of_run(run: Run) -> None:
+    options = {word.rstrip(",") for word in run("run", "--help").out.split() if word.startswith("--")}
+    assert set(FLAGS) | {"--config"} <= options

@@ -1,0 +1,163 @@
+"""The fleet an operator starts: 34 real processes that join by one address and lose nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import P2PNODE, Fleet, Node, command, environment, have_all, running_fleet, start_node, stop, wait_until
+
+TOPIC = "councils.claims"
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    with running_fleet(tmp_path_factory.mktemp("fleet"), agents=33) as fleet:
+        yield fleet
+
+
+def kilobyte(number: int) -> bytes:
+    document = {"number": number, "filler": ""}
+    document["filler"] = "x" * (1024 - len(json.dumps(document)))
+    return json.dumps(document).encode()
+
+
+def test_every_node_lists_34_members_in_the_same_order_at_every_call(fleet: Fleet) -> None:
+    node = fleet.nodes[17]
+    env = environment(fleet.directory / "run", P2PNODE_API=node.api)
+    calls = [command("peers", "-o", "json", env=env) for _ in range(10)]
+    assert {call.returncode for call in calls} == {0}
+    orders = {tuple(member["peer_id"] for member in json.loads(call.stdout)) for call in calls}
+    assert len(orders) == 1
+    assert set(orders.pop()) == {entry.document["peer_id"] for entry in fleet.nodes}
+
+
+def test_no_node_depends_on_the_bootstrap_alone(fleet: Fleet) -> None:
+    for node in fleet.nodes:
+        linked = wait_until(
+            f"{node.name} has four links",
+            lambda node=node: (n := sum(peer["connected"] for peer in node.get("/api/v1/peers")) - 1) >= 4 and n,
+        )
+        assert linked <= 33
+
+
+def test_an_opportunity_published_at_whoosh_is_printed_by_sub_at_three_agents(fleet: Fleet) -> None:
+    whoosh, agents = fleet.by_role("whoosh")[0], fleet.by_role("chorus")[::11]
+    followers = [
+        subprocess.Popen(
+            [*P2PNODE, "sub", "councils.forming", "--count", "1", "--from", "start", "--timeout", "60", "-o", "jsonl"],
+            stdout=subprocess.PIPE,
+            env=environment(fleet.directory / "run", P2PNODE_API=agent.api),
+        )
+        for agent in agents
+    ]
+    published = command(
+        "pub",
+        "councils.forming",
+        "--file",
+        str(SAMPLES / "opportunity.json"),
+        env=environment(fleet.directory / "run", P2PNODE_API=whoosh.api),
+    )
+    assert published.returncode == 0, published.stderr
+    message_id = published.stdout.decode().strip()
+    for follower in followers:
+        output, _ = follower.communicate(timeout=90)
+        document = json.loads(output)
+        assert document["id"] == message_id
+        assert document["origin"] == whoosh.document["peer_id"]
+        assert document["origin_name"] == whoosh.name
+        assert document["carrier"] == "gossip"
+        assert document["payload"] == json.loads((SAMPLES / "opportunity.json").read_text())
+        assert message_id.endswith(f"-{document['seqno']}")
+
+
+def test_forty_messages_at_two_a_second_reach_all_33_agents(fleet: Fleet) -> None:
+    whoosh = fleet.by_role("whoosh")[0]
+    start, ids = time.monotonic(), set()
+    for number in range(40):
+        ids.add(whoosh.publish_accepted(TOPIC, kilobyte(number)))
+        pause = start + (number + 1) / 2 - time.monotonic()
+        time.sleep(max(pause, 0))  # the rate is part of what is promised
+    assert len(ids) == 40
+    have_all(fleet.by_role("chorus"), TOPIC, ids)
+
+
+def test_what_is_accepted_of_a_burst_is_delivered_and_the_rest_is_refused_with_a_reason(fleet: Fleet) -> None:
+    publisher = fleet.by_role("chorus")[5]
+    ids: set[str] = set()
+    refusals: list[tuple[int, str]] = []
+    for number in range(150):
+        response = publisher.publish(TOPIC, kilobyte(number))
+        if response.status == 202:
+            ids.add(response.json()["id"])
+        else:
+            refusals.append((response.status, response.json()["detail"]))
+            assert "retry-after" in response.headers
+    assert {status for status, _ in refusals} <= {429, 503}
+    assert all(detail for _, detail in refusals)
+    assert ids
+    have_all([node for node in fleet.nodes if node is not publisher], TOPIC, ids, 180)
+
+
+def test_a_killed_agent_that_comes_back_gets_the_next_twenty(fleet: Fleet) -> None:
+    victim = fleet.by_role("chorus")[12]
+    os.kill(victim.document["pid"], signal.SIGKILL)
+    wait_until(f"{victim.name} is gone", lambda: victim.answers() is None)
+    restarted = subprocess.Popen(
+        victim.document["argv"], stderr=subprocess.DEVNULL, env=environment(fleet.directory / "run")
+    )
+    try:
+        wait_until(
+            f"{victim.name} is meshed again",
+            lambda: victim.answers() and any(t["topic"] == TOPIC and t["mesh"] for t in victim.get("/api/v1/topics")),
+        )
+        assert victim.get("/api/v1/node")["peer_id"] == victim.document["peer_id"]
+        sender = fleet.by_role("whoosh")[0]
+        have_all([victim], TOPIC, {sender.publish_accepted(TOPIC, kilobyte(n)) for n in range(20)})
+        sender = fleet.by_role("chorus")[3]
+        ids = {victim.publish_accepted(TOPIC, kilobyte(n)) for n in range(5)}
+        have_all([sender], TOPIC, ids)
+    finally:
+        restarted.kill()
+        restarted.wait()
+
+
+def test_the_fleet_goes_on_without_its_bootstrap_node(fleet: Fleet) -> None:
+    bootstrap = next(node for node in fleet.nodes if node.document["bootstrap"])
+    os.kill(bootstrap.document["pid"], signal.SIGKILL)
+    wait_until("the bootstrap is gone", lambda: bootstrap.answers() is None)
+    living = [node for node in fleet.nodes if node.answers()]
+    assert len(living) >= 32
+    ids = {living[n % len(living)].publish_accepted(TOPIC, kilobyte(n)) for n in range(20)}
+    have_all(living, TOPIC, ids)
+
+
+def test_nodes_started_before_their_bootstrap_find_each_other_once_it_is_there(tmp_path: Path) -> None:
+    hub = start_node(tmp_path, "hub")
+    wait_until("hub answers", hub.answers)
+    address = hub.bootstrap
+    stop(hub)
+    where = address.rpartition("/p2p/")[0]
+    early = [start_node(tmp_path, f"early-{n}", "--bootstrap", address) for n in range(3)]
+    nodes: list[Node] = [*early]
+    try:
+        for node in early:
+            wait_until(f"{node.name} starts without its bootstrap", node.answers)
+            assert node.client.request("GET", "/ready").status == 503
+        nodes.append(start_node(tmp_path, "hub", "--listen", where))
+        for node in nodes:
+            wait_until(
+                f"{node.name} sees four",
+                lambda node=node: (document := node.answers()) and document["members"].get("alive") == 4,
+            )
+    finally:
+        for node in nodes:
+            stop(node)
