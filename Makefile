@@ -32,7 +32,7 @@ demo: $(READY)
 	$(BIN)/p2pnode demo
 
 unit: $(READY)
-	$(BIN)/python -m pytest tests/core tests/wire tests/config tests/cli tests/api tests/node -m "not soak" -q
+	$(BIN)/python -m pytest tests/core tests/wire tests/config tests/local tests/cli tests/api tests/node tests/store tests/host -m "not soak" -q
 
 test: $(READY) interop
 	$(BIN)/python -m pytest tests -m "not soak"

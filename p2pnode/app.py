@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -19,14 +20,17 @@ import trio
 from p2pnode import __version__
 from p2pnode.api.server import open_api
 from p2pnode.config import Loaded, Settings
+from p2pnode.core.gossipsub.params import Params
+from p2pnode.core.gossipsub.params_score import ScoreParams
 from p2pnode.core.member import MemberRecord
 from p2pnode.errors import EnvironmentFault, InvalidMessage, P2PNodeError
-from p2pnode.host.gossip import open_gossip
 from p2pnode.host.library import open_host
+from p2pnode.host.meshsub import open_meshsub
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging
 from p2pnode.node.dialer import DialSettings
+from p2pnode.node.gossip import RoutedGossip
 from p2pnode.node.sidecar import Keys, Node, NodeSettings
 from p2pnode.paths import register, runtime_dir
 from p2pnode.store.ceiling import SeqnoFile
@@ -34,9 +38,6 @@ from p2pnode.store.lock import locked_data_dir
 from p2pnode.wire.pubsub import message_verify
 
 log = logging.getLogger(__name__)
-
-DEFAULT_DEGREE = 4
-"""D that suits 10 to 50 nodes; measured, see docs/adr/0002."""
 
 LEAVE_SECONDS = 4.5
 """From the decision to leave to the end of the process, at the latest."""
@@ -70,12 +71,13 @@ def _unwrapped() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        ours = group.subgroup(P2PNodeError)
-        while isinstance(ours, BaseExceptionGroup):
-            ours = ours.exceptions[0]
-        if ours is not None and group.split(P2PNodeError)[1] is None:
-            raise ours from None
-        raise
+        ours, others = group.split(P2PNodeError)
+        if ours is None or others is not None:
+            raise
+        first: BaseException = ours
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
 
 
 class _Sidecar:
@@ -152,16 +154,21 @@ class _Sidecar:
                 api_addresses=lambda: [str(address) for address in addresses],
             )
             async with (
-                open_gossip(
-                    host,
-                    node,
-                    message_verify(verifier_for),
-                    degree=gossip_settings.degree or DEFAULT_DEGREE,
-                    heartbeat_seconds=gossip_settings.heartbeat_seconds,
-                ) as gossip,
+                open_meshsub(host, Random(os.urandom(16))) as streams,
                 open_api(node, listeners, token=token, allowed_hosts=settings.api.allowed_hosts) as api,
             ):
+                gossip = RoutedGossip(
+                    identity.peer_id,
+                    streams,
+                    node,
+                    message_verify(verifier_for),
+                    _gossip_params(settings),
+                    Random(os.urandom(16)),
+                    fixed_degree=bool(gossip_settings.degree),
+                )
                 node.attach(gossip)
+                streams.report_to(gossip)
+                host.report_to(streams)
                 host.report_to(node)
                 addresses = api.addresses
                 with ExitStack() as stack:
@@ -185,7 +192,7 @@ class _Sidecar:
                 continue
             # On a terminal the agent gets Ctrl-C by itself, being in the same process group.
             if not (number == signal.SIGINT and sys.stdin is not None and sys.stdin.isatty()):
-                agent.send_signal(number)
+                agent.send_signal(signal.Signals(number))
             if number in _LEAVING:
                 grace = trio.current_time() + self._settings.agent.stop_grace_seconds
                 trio.lowlevel.spawn_system_task(self._kill_agent_after, agent, grace)
@@ -237,6 +244,26 @@ def _own_record(settings: Settings, identity: Identity, name: str) -> MemberReco
         endpoint=agent.endpoint,
         cluster_id=agent.cluster_id,
         version=__version__,
+    )
+
+
+def _gossip_params(settings: Settings) -> Params:
+    """The router's parameters; a configured degree replaces the one that follows the fleet's size."""
+    heartbeat, degree = settings.gossip.heartbeat_seconds, settings.gossip.degree
+    # Scores decay with the heartbeat, so the decay's period is one.
+    params = Params(heartbeat_seconds=heartbeat, score=ScoreParams(decay_seconds=heartbeat)).for_fleet(1)
+    if not degree:
+        return params
+    low = max(degree - 1, 1)
+    return replace(
+        params,
+        d=degree,
+        d_lo=low,
+        d_hi=2 * degree,
+        d_score=min(params.d_score, degree),
+        d_out=min(params.d_out, low - 1, degree // 2),
+        d_lazy=degree,
+        prune_peers=max(params.prune_peers, 2 * degree),
     )
 
 

@@ -188,14 +188,15 @@ def create_key_file(path: Path) -> Identity:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.link(scratch, path)  # fails when the file exists; a rename would replace it
+            try:
+                os.link(scratch, path)  # fails when the file exists; a rename would replace it
+            except FileExistsError as error:
+                raise InvalidRequest(
+                    f"{path} exists and a key is never overwritten",
+                    hint="choose another file, or move the old key away: the node's peer id goes with it",
+                ) from error
         finally:
             scratch.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise InvalidRequest(
-            f"{path} exists and a key is never overwritten",
-            hint="choose another file, or move the old key away: the node's peer id goes with it",
-        ) from error
     except OSError as error:
         raise EnvironmentFault(f"cannot write the key file {path}: {error.strerror}") from error
     return identity

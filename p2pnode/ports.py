@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from p2pnode.core.message import SignedMessage, Verdict
+from p2pnode.core.gossipsub.events import Priority
+from p2pnode.core.gossipsub.events import Protocol as MeshsubVersion
+from p2pnode.core.message import MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
 
 JsonObject = dict[str, Any]
@@ -79,18 +81,76 @@ class Host(Protocol):
         """
 
 
+class MeshsubEvents(Protocol):
+    """What the pubsub streams report; called on the event loop, must return at once."""
+
+    def peer_ready(self, link: Link, protocol: MeshsubVersion) -> None:
+        """A peer speaks meshsub: the first stream in either direction is open."""
+
+    def peer_reopened(self, peer: PeerId) -> None:
+        """Our stream to it broke and was opened again: it must hear our subscriptions anew."""
+
+    def peer_gone(self, peer: PeerId) -> None:
+        """The last connection with a peer that was ready is gone."""
+
+    def peer_refused(self, peer: PeerId, lost: tuple[MessageId, ...]) -> None:
+        """Its queue was full; these messages were dropped."""
+
+    def frame(self, peer: PeerId, frame: bytes) -> None:
+        """One whole frame from a peer.
+
+        Raises:
+            InvalidMessage: it is no RPC; the stream is reset and `misbehaved` called.
+        """
+
+    def misbehaved(self, peer: PeerId, why: str) -> None:
+        """Its stream held what is no RPC."""
+
+
+class Meshsub(Protocol):
+    """Pubsub streams: one kept open to each peer, written to without waiting."""
+
+    def send(self, peers: Iterable[PeerId], body: bytes, priority: Priority, message_id: MessageId | None) -> None:
+        """Queue one RPC (without length prefix) for each of `peers`; strangers are left out."""
+
+    def hang_up(self, peer: PeerId) -> None:
+        """Close all connections with a peer, without waiting for it."""
+
+    def waiting(self, peer: PeerId) -> int:
+        """Frames queued for one peer."""
+
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        """A connected peer's signed peer record, as it came."""
+
+
 class GossipEvents(Protocol):
     """What the gossip layer asks of the node."""
 
-    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
-        """Verdict on a message whose size, shape, newness and signature are already good."""
+    def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict | None:
+        """Verdict on a message whose size, shape, newness and signature are already good.
 
-    def deliver(self, message: SignedMessage, source: PeerId) -> None:
-        """An accepted message of a subscribed topic; called once for each id."""
+        None: it takes longer, and comes by `Gossip.answer`.
+        """
+
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+        """An accepted message of a subscribed topic; called once for each id.
+
+        Args:
+            restored: it is our own and our store had lost it.
+        """
+
+    def holds(self, message_id: MessageId) -> bool:
+        """Is the message kept already, by whatever road it came?"""
+
+    def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
+        """The router wants a connection: `record` is a signed peer record still to be checked."""
 
 
 class Gossip(Protocol):
     """The router behind one seam: subscriptions and own messages in, messages and mesh out."""
+
+    async def run(self) -> None:
+        """Drive the router's timers, until cancelled."""
 
     async def subscribe(self, topic: str) -> None: ...
 
@@ -104,6 +164,12 @@ class Gossip(Protocol):
 
     async def publish(self, message: SignedMessage) -> None:
         """Hand an own message to the mesh."""
+
+    def answer(self, message_id: MessageId, verdict: Verdict) -> None:
+        """The verdict on a message whose `judge` returned None."""
+
+    def fleet_size(self, members: int) -> None:
+        """How many nodes there are, this one included: the mesh degree follows it."""
 
     def waiting(self) -> int:
         """Messages in outbound queues."""
@@ -121,6 +187,9 @@ class Gossip(Protocol):
     def mesh(self, topic: str) -> frozenset[PeerId]: ...
 
     def score(self, peer: PeerId) -> float | None: ...
+
+    def sizes(self) -> Mapping[str, int]:
+        """How full each bounded container is."""
 
 
 class SeqnoStore(Protocol):

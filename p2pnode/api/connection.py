@@ -17,8 +17,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from p2pnode.api.address import ApiListener, TcpAddress
 from p2pnode.api.limits import ApiLimits
+from p2pnode.local.address import ApiListener, TcpAddress
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ def hypercorn_config(limits: ApiLimits) -> Config:
     config.include_server_header = False
     # hypercorn's timer covers both the wait for a request and the arrival of its head.
     config.keep_alive_timeout = limits.idle_seconds
-    # `P2P-Council-ID` reaches the message as the client spelled it.
-    config.h11_pass_raw_headers = True
     return config
 
 
@@ -183,6 +181,7 @@ class _Http1(H11Protocol):
         await self.stream.handle(
             Request(
                 stream_id=STREAM_ID,
+                # `P2P-Council-ID` reaches the message as the client spelled it.
                 headers=request.headers.raw_items(),
                 http_version=request.http_version.decode("ascii"),
                 method=request.method.decode("ascii").upper(),

@@ -23,11 +23,11 @@ import trio
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from p2pnode.api.address import TcpAddress
 from p2pnode.api.connection import Connection
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import ApiCounters
 from p2pnode.api.problems import INTERNAL, Problem
+from p2pnode.local.address import TcpAddress
 
 logger = logging.getLogger(__name__)
 

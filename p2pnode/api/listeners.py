@@ -18,11 +18,8 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.api.address import ApiListener, TcpAddress, UnixAddress
 from p2pnode.errors import EnvironmentFault
-
-MAX_UNIX_PATH_BYTES = 107
-"""`sun_path` has 108 bytes on Linux, one of them the closing NUL (unix(7))."""
+from p2pnode.local.address import MAX_SOCKET_PATH_BYTES, ApiListener, TcpAddress, UnixAddress
 
 BACKLOG = 128
 """Connections the system holds for us while all our slots are taken."""
@@ -127,9 +124,9 @@ async def open_unix(address: UnixAddress) -> AsyncIterator[Listener]:
     """
     path = address.path
     length = len(os.fsencode(path))
-    if length > MAX_UNIX_PATH_BYTES:
+    if length > MAX_SOCKET_PATH_BYTES:
         raise EnvironmentFault(
-            f"{address}: the path has {length} bytes, the system allows a socket {MAX_UNIX_PATH_BYTES}",
+            f"{address}: the path has {length} bytes, the system allows a socket {MAX_SOCKET_PATH_BYTES}",
             hint="choose a shorter one, such as unix:/tmp/p2pnode.sock, or a relative path",
         )
     try:

@@ -13,7 +13,6 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.typing import ASGIFramework
 
-from p2pnode.api.address import ApiListener, TcpAddress, UnixAddress
 from p2pnode.api.connection import Connection, HttpServer, hypercorn_config
 from p2pnode.api.gate import Gate, host_name
 from p2pnode.api.limits import ApiLimits
@@ -21,6 +20,7 @@ from p2pnode.api.listeners import Endpoint, Listener, open_tcp, open_unix, resol
 from p2pnode.api.metrics import ApiCounters
 from p2pnode.api.routes import Resources
 from p2pnode.errors import Fault, InvalidRequest
+from p2pnode.local.address import ApiListener, TcpAddress, UnixAddress
 from p2pnode.ports import Sidecar
 
 logger = logging.getLogger(__name__)

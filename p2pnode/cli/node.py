@@ -8,8 +8,8 @@ from typing import Any, Final
 import click
 
 from p2pnode.cli import output
-from p2pnode.cli.http import refusal
 from p2pnode.cli.sidecar import connect, object_of, rows_of, sidecar_options
+from p2pnode.local.http import refusal
 
 form_option = click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
 

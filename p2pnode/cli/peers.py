@@ -9,9 +9,9 @@ from typing import Any, Final
 import click
 
 from p2pnode.cli import output
-from p2pnode.cli.http import ANSWER_SECONDS
 from p2pnode.cli.sidecar import connect, rows_of, sidecar_options
 from p2pnode.errors import Degraded, NoSidecar
+from p2pnode.local.http import ANSWER_SECONDS
 
 Member = Mapping[str, Any]
 

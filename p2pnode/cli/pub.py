@@ -10,9 +10,9 @@ from typing import BinaryIO, Final
 import click
 
 from p2pnode.cli import output
-from p2pnode.cli.http import quote, refusal
 from p2pnode.cli.sidecar import connect, object_of, sidecar_options
 from p2pnode.errors import CallerError, PayloadTooLarge
+from p2pnode.local.http import quote, refusal
 
 MAX_READ_BYTES: Final = 16 * 1024 * 1024
 """Far above any payload a sidecar takes (256 KiB): it is the sidecar that refuses, this only bounds our memory."""

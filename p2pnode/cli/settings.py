@@ -33,7 +33,7 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--bootstrap",
             metavar="MULTIADDR",
             multiple=True,
-            help="Join by this peer; repeatable; also file:PATH and dns:tasks.SERVICE[:PORT].",
+            help="Join by this peer, /…/p2p/PEER_ID; repeatable.",
         ),
         click.option(
             "--announce", metavar="MULTIADDR", multiple=True, help="Tell others to dial this address; repeatable."

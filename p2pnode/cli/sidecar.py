@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2pnode.api.address import ApiListener, parse_api_address
-from p2pnode.cli.http import Client
 from p2pnode.errors import CallerError, InvalidRequest, NoSidecar
+from p2pnode.local.address import ApiListener, parse_api_address
+from p2pnode.local.http import Client
 
 if TYPE_CHECKING:
     from p2pnode.paths import Entry

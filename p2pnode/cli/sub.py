@@ -15,10 +15,10 @@ from typing import Any, Final
 import click
 
 from p2pnode.cli import output
-from p2pnode.cli.http import Client, NotASidecar, Response, quote, refusal
 from p2pnode.cli.sidecar import connect, sidecar_options
-from p2pnode.cli.sse import Event, MalformedStream, events
 from p2pnode.errors import Degraded, InvalidRequest, NoSidecar, Unavailable
+from p2pnode.local.http import Client, NotASidecar, Response, quote, refusal
+from p2pnode.local.sse import Event, MalformedStream, events
 
 SILENCE_SECONDS: Final = 60.0
 """A sidecar sends a comment every 15 s: three missed, and nobody is there any more."""

@@ -3,7 +3,6 @@
 Importing this costs neither pydantic nor multiaddr; `load_settings` does.
 """
 
-from p2pnode.config.addresses import ApiAddress, parse_api_address
 from p2pnode.config.layers import FLAGS, Loaded, load_settings
 from p2pnode.config.render import Row, reference_tables, render_settings, settings_document
 from p2pnode.config.settings import (
@@ -21,7 +20,6 @@ from p2pnode.config.settings import (
 __all__ = [
     "FLAGS",
     "AgentSettings",
-    "ApiAddress",
     "ApiSettings",
     "GossipSettings",
     "Loaded",
@@ -33,7 +31,6 @@ __all__ = [
     "Row",
     "Settings",
     "load_settings",
-    "parse_api_address",
     "reference_tables",
     "render_settings",
     "settings_document",

@@ -6,89 +6,21 @@ Each check returns the address in its plain form or raises ValueError with what 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Literal
 
-MAX_SOCKET_PATH_BYTES = 107
-"""unix(7): `sun_path` is 108 bytes, the last of them a NUL."""
+from p2pnode.errors import InvalidRequest
+from p2pnode.local.address import is_port, parse_api_address
 
 _IP = ("ip4", "ip6")
 _DIALABLE = ("ip4", "ip6", "dns", "dns4", "dns6")
 
 
-@dataclass(frozen=True, slots=True)
-class ApiAddress:
-    """Where a local API listens.
-
-    Args:
-        kind: `unix` (then `path` counts) or `tcp` (then `host` and `port` do).
-        path: the socket's file.
-        host: a name or an IP address, without brackets.
-        port: 0 means any free one.
-    """
-
-    kind: Literal["unix", "tcp"]
-    path: Path = Path()
-    host: str = ""
-    port: int = 0
-
-    @property
-    def loopback(self) -> bool:
-        """Only this machine can reach it."""
-        if self.kind == "unix" or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    def __str__(self) -> str:
-        if self.kind == "unix":
-            return f"unix:{self.path}"
-        return f"tcp:[{self.host}]:{self.port}" if ":" in self.host else f"tcp:{self.host}:{self.port}"
-
-
-def parse_api_address(text: str) -> ApiAddress:
-    """Read `unix:PATH`, `tcp:HOST:PORT` or `tcp:[IPv6]:PORT`.
-
-    Raises:
-        ValueError: with what is wrong and what would be right.
-    """
-    kind, colon, rest = text.partition(":")
-    if not colon or kind not in ("unix", "tcp"):
-        raise ValueError(f"{text!r} must be written unix:PATH or tcp:HOST:PORT")
-    if kind == "unix":
-        if not rest or not rest.isprintable():
-            raise ValueError(f"{text!r} lacks a usable path; write unix:/run/p2pnode/api.sock")
-        path = Path(rest).expanduser()
-        if len(bytes(path)) > MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"a socket path has at most {MAX_SOCKET_PATH_BYTES} bytes, this one {len(bytes(path))}")
-        return ApiAddress("unix", path=path)
-    host, colon, port = rest.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} lacks the port; write tcp:HOST:PORT")
-    if not _is_port(port):
-        raise ValueError(f"{text!r}: the port must be a number from 0 to 65535")
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    if not host:
-        raise ValueError(f"{text!r} lacks the host; write tcp:127.0.0.1:{port}, or tcp:0.0.0.0:{port} for all")
-    if bracketed or ":" in host:
-        try:
-            host = str(ipaddress.IPv6Address(host))
-        except ValueError:
-            raise ValueError(f"{text!r}: {host!r} is no IPv6 address") from None
-        if not bracketed:
-            raise ValueError(f"{text!r}: write the IPv6 address in brackets, tcp:[{host}]:{port}")
-    elif not is_host_name(host):
-        raise ValueError(f"{text!r}: {host!r} is neither a host name nor an IP address")
-    return ApiAddress("tcp", host=host, port=int(port))
-
-
 def check_api_listener(text: str) -> str:
-    return str(parse_api_address(text))
+    """`unix:PATH`, `tcp:HOST:PORT` or `tcp:[IPv6]:PORT`."""
+    try:
+        return str(parse_api_address(text))
+    except InvalidRequest as error:
+        raise ValueError("; ".join(f"{text!r}: {fault.problem}" for fault in error.faults)) from None
 
 
 def check_listen(text: str) -> str:
@@ -111,22 +43,17 @@ def check_announce(text: str) -> str:
 
 
 def check_bootstrap(text: str) -> str:
-    """A multiaddr to dial: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT[/p2p/PEER_ID]`."""
+    """A multiaddr to dial: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID`."""
     for form in ("file:", "dns:"):
         if text.startswith(form):
             raise ValueError(
                 f"{text!r}: the form {form}… is not supported yet in this version; "
-                "write a multiaddr such as /dns4/HOST/tcp/9000"
+                "write a multiaddr such as /dns4/HOST/tcp/9000/p2p/PEER_ID"
             )
-    return _joined(_dialable(text))
-
-
-def is_host_name(text: str) -> bool:
-    """Letters, digits, `-`, `_` and `.`, as resolvers and Docker's service names have them."""
-    plain = text.replace("-", "").replace("_", "").replace(".", "")
-    if len(text) > 253 or not text.isascii() or not plain.isalnum() or ".." in text or text[0] in "-.":
-        return False
-    return not text.rpartition(".")[2].isdigit() or _is_ip4(text)
+    parts = _dialable(text)
+    if parts[-1][0] != "p2p":
+        raise ValueError(f"{text!r}: add /p2p/PEER_ID, which `p2pnode id` prints on that node")
+    return _joined(parts)
 
 
 def port_of(multiaddr: str) -> tuple[str, int]:
@@ -141,7 +68,7 @@ def _dialable(text: str) -> list[tuple[str, str]]:
     if names[1:] not in (["tcp"], ["tcp", "p2p"]) or names[0] not in _DIALABLE:
         raise ValueError(
             f"{text!r}: this version dials TCP only; write /ip4/ADDRESS/tcp/PORT or /dns4/HOST/tcp/PORT, "
-            "with or without /p2p/PEER_ID behind it"
+            "then /p2p/PEER_ID"
         )
     if names[0] in _IP and ipaddress.ip_address(parts[0][1]).is_unspecified:
         raise ValueError(f"{text!r}: nobody can dial {parts[0][1]}; write the address that others reach")
@@ -162,7 +89,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(f"{text!r} is no multiaddr: only plain ASCII without blanks is")
     for name, value in pairwise(fields):
-        if name in ("tcp", "udp") and not _is_port(value):
+        if name in ("tcp", "udp") and not is_port(value):
             raise ValueError(f"{text!r}: the port must be a number from 0 to 65535, not {value!r}")
     try:
         return [(protocol.name, str(value)) for protocol, value in Multiaddr(text).items()]
@@ -185,15 +112,3 @@ def _reason(error: Exception, text: str) -> str:
 
 def _joined(parts: list[tuple[str, str]]) -> str:
     return "".join(f"/{name}/{value}" for name, value in parts)
-
-
-def _is_ip4(text: str) -> bool:
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from p2pnode.config.addresses import is_host_name
 from p2pnode.core.message import parse_topic
 from p2pnode.errors import InvalidMessage
+from p2pnode.local.address import is_host_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from p2pnode.config.addresses import parse_api_address, port_of
+from p2pnode.config.addresses import port_of
 from p2pnode.config.settings import Settings
+from p2pnode.local.address import UnixAddress, parse_api_address
 
 Contradiction = tuple[tuple[str, ...], str]
 """The keys involved, the one to blame first, and the problem."""
@@ -36,7 +37,7 @@ def _listener_contradictions(settings: Settings) -> Iterator[Contradiction]:
     taken = [port_of(each) for each in settings.network.listen]
     for text in settings.api.listen:
         address = parse_api_address(text)
-        if address.kind == "unix":
+        if isinstance(address, UnixAddress):
             continue
         if not address.loopback and settings.api.token_file is None:
             yield (

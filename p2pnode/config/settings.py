@@ -109,7 +109,7 @@ class NetworkSettings:
     bootstrap: tuple[Bootstrap, ...] = field(
         default=(),
         metadata=_about(
-            "Multiaddrs to join by: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with or without `/p2p/PEER_ID`; "
+            "Multiaddrs to join by: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID`; "
             "dialled for ever. Empty: this node waits to be dialled. A DNS name holds no `_`."
         ),
     )

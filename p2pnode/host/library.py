@@ -83,7 +83,7 @@ class LibraryHost:
         self.swarm = swarm
         self._links: dict[PeerId, Link] = {}
         self._streams: dict[INetConn, trio.SocketStream] = {}
-        self._events: HostEvents | None = None
+        self._listeners: list[HostEvents] = []
         self.handler_failures = 0
 
     @property
@@ -91,8 +91,8 @@ class LibraryHost:
         return self._identity.peer_id
 
     def report_to(self, events: HostEvents) -> None:
-        """Who hears of links from now on; the ones already open are told at once."""
-        self._events = events
+        """Who else hears of links from now on; the ones already open are told at once."""
+        self._listeners.append(events)
         for link in tuple(self._links.values()):
             events.link_opened(link)
 
@@ -226,8 +226,8 @@ class LibraryHost:
         direction: Direction = "outbound" if dialled else "inbound"
         link = Link(peer, direction, _remote_addr(connection))
         self._links[peer] = link
-        if self._events is not None:
-            self._events.link_opened(link)
+        for listener in self._listeners:
+            listener.link_opened(link)
 
     def cut_all(self) -> None:
         """Close every socket at once, as when the process ended."""
@@ -245,8 +245,9 @@ class LibraryHost:
         if any(not other.is_closed for other in self.swarm.get_connections(peer_id) if other is not connection):
             return
         peer = from_library_id(peer_id)
-        if self._links.pop(peer, None) is not None and self._events is not None:
-            self._events.link_closed(peer)
+        if self._links.pop(peer, None) is not None:
+            for listener in self._listeners:
+                listener.link_closed(peer)
 
 
 class _Notifee(INotifee):

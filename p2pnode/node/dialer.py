@@ -25,6 +25,8 @@ STEADY_SECONDS = 10.0
 """A link that held this long makes up for all failures before it."""
 
 CONCURRENT_DIALS = 3
+MAX_HINTS = 64
+MAX_HINT_ADDRS = 4
 WAKE_SECONDS = 5.0
 
 
@@ -56,6 +58,7 @@ class Dialer:
         self._closed: dict[PeerId, trio.Event] = {}
         self._attempts: dict[PeerId, tuple[int, float]] = {}
         self._dialling: set[PeerId] = set()
+        self._hints: dict[PeerId, tuple[str, ...]] = {}
         own = f"/p2p/{host.peer_id}"
         self.bootstraps = tuple(addr for addr in dict.fromkeys(settings.bootstrap) if not addr.endswith(own))
         self.bootstrap_errors: dict[str, str] = {}
@@ -65,8 +68,19 @@ class Dialer:
         """Something changed: links, or members."""
         self._wake.set()
 
+    def hint(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        """Somebody says where a peer is; it is dialled once, while links are wanted. At most 64 hints wait.
+
+        A hub that prunes 25 leaves gives each of them 16 peers: taking all of it would make a clique.
+        """
+        links = self._host.links()
+        wanted = len(links) + len(self._hints) + len(self._dialling) < self._settings.target_links
+        if wanted and addrs and peer != self._host.peer_id and peer not in links and len(self._hints) < MAX_HINTS:
+            self._hints[peer] = tuple(addrs)[:MAX_HINT_ADDRS]
+            self.wake()
+
     def link_closed(self, peer: PeerId) -> None:
-        if event := self._closed.pop(peer, None):
+        if (event := self._closed.pop(peer, None)) is not None:  # an Event has no truth value
             event.set()
         self._members.mark_unreachable(peer, gone=False)
         self._attempts.pop(peer, None)
@@ -110,16 +124,32 @@ class Dialer:
     async def _keep_links(self, nursery: trio.Nursery) -> None:
         while True:
             self._wake = trio.Event()
+            while self._hints and self._room() > 0:
+                peer, addrs = self._hints.popitem()
+                if peer not in self._dialling and peer not in self._host.links():
+                    self._dialling.add(peer)
+                    nursery.start_soon(self._dial_hint, peer, addrs)
             for peer in self._wanted():
                 self._dialling.add(peer)
                 nursery.start_soon(self._dial_member, peer)
             with trio.move_on_after(WAKE_SECONDS):
                 await self._wake.wait()
 
+    def _room(self) -> int:
+        """Dials that may start now."""
+        links = len(self._host.links())
+        return min(CONCURRENT_DIALS, self._settings.max_links - links) - len(self._dialling)
+
+    async def _dial_hint(self, peer: PeerId, addrs: Sequence[str]) -> None:
+        try:
+            await self._try_addrs(peer, addrs)
+        finally:
+            self._dialling.discard(peer)
+            self.wake()
+
     def _wanted(self) -> list[PeerId]:
         """Members to dial now: suspects first, for they may be back; then at random; one of the dead at a time."""
         links = self._host.links()
-        room = min(CONCURRENT_DIALS, self._settings.max_links - len(links)) - len(self._dialling)
         now = trio.current_time()
         ready = [
             member
@@ -139,7 +169,7 @@ class Dialer:
         own = sum(1 for peer, link in links.items() if link.direction == "outbound" and peer not in self.bootstrap_ids)
         missing = max(self._settings.target_links - len(links), OWN_DIALS_WANTED - own) - len(self._dialling)
         wanted = self._rng.sample(others, min(len(others), max(missing, 0)))
-        return (suspects + wanted + self._rng.sample(dead, min(len(dead), 1)))[: max(room, 0)]
+        return (suspects + wanted + self._rng.sample(dead, min(len(dead), 1)))[: max(self._room(), 0)]
 
     async def _dial_member(self, peer: PeerId) -> None:
         try:

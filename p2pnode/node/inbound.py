@@ -22,7 +22,7 @@ LOGGED_FAULTS = 5
 
 
 class Inbound:
-    """`ports.GossipEvents`: judges by what is inside, keeps what is accepted.
+    """Judges by what is inside, keeps what is accepted.
 
     A message that only our clock or our rules dislike is ignored, never rejected: whoever
     forwarded it did nothing wrong (architecture, decision 5).
@@ -35,7 +35,7 @@ class Inbound:
         self._judged: tuple[bytes, Payload] | None = None
         self.received: Counter[str] = Counter()
 
-    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
+    def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         if message.topic == MEMBERS_TOPIC:
             return self._members.judge(message)
         if message.id in self._history:
@@ -68,14 +68,15 @@ class Inbound:
             return Ignore("expired")
         return Accept(relay=now - metadata.published_at_ns < RELAY_AGE_SECONDS * 1e9)
 
-    def deliver(self, message: SignedMessage, source: PeerId) -> None:
+    def deliver(self, message: SignedMessage, *, carrier: str) -> None:
+        """Keep an accepted message and wake its followers."""
         if message.topic == MEMBERS_TOPIC:
             return
         if self._judged is not None and self._judged[0] == message.id:
             payload = self._judged[1]
         else:
             payload = decode_payload(message.data)
-        if not self._history.append(message, payload, received_at_ns=self._wall_ns(), carrier="gossip"):
+        if not self._history.append(message, payload, received_at_ns=self._wall_ns(), carrier=carrier):
             return
         self.received[message.topic] += 1
         if message.topic == OPPORTUNITY_TOPIC and payload.document is not None:

@@ -13,7 +13,14 @@ from random import Random
 import trio
 
 from p2pnode.core.member import MemberRecord
-from p2pnode.core.message import SignedMessage, Verdict, parse_message_id, parse_topic
+from p2pnode.core.message import (
+    MessageId,
+    SignedMessage,
+    Verdict,
+    format_message_id,
+    parse_message_id,
+    parse_topic,
+)
 from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.errors import EnvironmentFault, Fault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
 from p2pnode.node.dialer import Dialer, DialSettings
@@ -26,6 +33,7 @@ from p2pnode.node.seqno import SeqnoSource
 from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, Link, Published, SeqnoStore
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
 from p2pnode.wire.payload import format_time
+from p2pnode.wire.peerrecord import read_peer_record
 from p2pnode.wire.pubsub import seal_message
 
 log = logging.getLogger(__name__)
@@ -140,6 +148,7 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
+            nursery.start_soon(self.gossip.run)
             nursery.start_soon(self._measure_round_trips)
 
     async def drain(self) -> None:
@@ -169,14 +178,37 @@ class Node:
         self._rtt_ms.pop(peer, None)
         self._dialer.link_closed(peer)
 
-    def judge(self, message: SignedMessage, source: PeerId) -> Verdict:
+    def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return self._inbound.judge(message, source)
 
-    def deliver(self, message: SignedMessage, source: PeerId) -> None:
-        self._inbound.deliver(message, source)
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+        if restored and message.topic != MEMBERS_TOPIC:
+            log.warning("an own message that was lost here came back", extra={"id": format_message_id(message.id)})
+        self._inbound.deliver(message, carrier="gossip")
+
+    def holds(self, message_id: MessageId) -> bool:
+        return message_id in self._history
+
+    def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
+        """Dial whom the router wants, at the addresses that the peer itself signed."""
+        if record is None:
+            member = self.members.table.get(peer)
+            self._dialer.hint(peer, member.record.addrs if member else ())
+            return
+        try:
+            told = read_peer_record(record, self._keys.verify_record)
+        except InvalidMessage as error:
+            self.members.refused[f"px-{error.reason}"] += 1
+            return
+        if told.peer != peer:
+            self.members.refused["px-other-peer"] += 1
+            return
+        self._dialer.hint(peer, told.addrs)
 
     def _members_changed(self) -> None:
         self._dialer.wake()
+        if self._gossip is not None:
+            self._gossip.fleet_size(len(self.members.table.alive()))
 
     async def _publish_record(self, signed: bytes) -> None:
         async with self._record_turn:
@@ -376,6 +408,8 @@ class Node:
         if self._gossip is None:
             return out
         out["p2pnode_outbound_waiting"] = self._gossip.waiting()
+        for container, size in self._gossip.sizes().items():
+            out[f'p2pnode_router_entries{{container="{container}"}}'] = size
         for (verdict, reason), count in self._gossip.counters().items():
             out[f'p2pnode_gossip_inbound_total{{verdict="{verdict}",reason="{reason}"}}'] = count
         for topic in self._gossip.topics():

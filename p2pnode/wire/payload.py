@@ -100,13 +100,13 @@ def _finite(text: str) -> float:
 
 
 def _deeper_than(value: object, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth + 1):
+    level: list[Any] = [value]
+    for _ in range(depth):
         level = [
             child
             for outer in level
-            if isinstance(outer, (dict, list))
             for child in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(child, (dict, list))
         ]
     return bool(level)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import trio
 
-from p2pnode.api.address import TcpAddress, UnixAddress
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.server import Api, open_api
 from p2pnode.errors import Fault, InvalidRequest
+from p2pnode.local.address import TcpAddress, UnixAddress
 from p2pnode.ports import Followed, Health, JsonObject, Published
 
 DEADLINE_SECONDS = 20.0

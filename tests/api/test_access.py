@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pnode.api.address import TcpAddress, UnixAddress
 from p2pnode.api.gate import canonical_host, host_name
 from p2pnode.api.server import open_api
 from p2pnode.errors import InvalidRequest
+from p2pnode.local.address import TcpAddress, UnixAddress
 from tests.api.fake import (
     DEADLINE_SECONDS,
     EVERYWHERE,

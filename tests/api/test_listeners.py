@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import pytest
 import trio
+import trio.testing
 
-from p2pnode.api.address import TcpAddress, UnixAddress
 from p2pnode.api.server import open_api
 from p2pnode.errors import EnvironmentFault, P2PNodeError
+from p2pnode.local.address import TcpAddress, UnixAddress
 from tests.api.fake import DEADLINE_SECONDS, LOOPBACK, FakeSidecar, port_of, serving, tcp_client, unix_client
 
 
@@ -105,6 +108,23 @@ async def test_of_two_that_start_at_once_over_a_stale_socket_one_wins(tmp_path: 
     assert sorted(outcomes) == ["open", "refused"]
 
 
+async def test_a_directory_another_sidecar_is_opening_in_is_waited_for_and_then_refused(
+    sidecar: FakeSidecar, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    address = UnixAddress(str(tmp_path / "api.sock"))
+    other = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(EnvironmentFault, match=r"keeps .* locked"):
+            async with open_api(sidecar, [address]):
+                pass
+        assert autojump_clock.current_time() > 1
+    finally:
+        os.close(other)
+    async with open_api(sidecar, [address]):
+        assert exists(address.path)
+
+
 async def test_a_file_that_is_no_socket_is_never_removed(sidecar: FakeSidecar, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("precious")
@@ -161,12 +181,24 @@ async def test_a_port_in_use_says_so_and_leaves_no_other_listener(sidecar: FakeS
     assert not exists(path)
 
 
-async def test_a_foreign_address_or_an_unknown_name_says_so(sidecar: FakeSidecar) -> None:
-    for host in ("192.0.2.1", "no-such-host.invalid"):
-        with pytest.raises(EnvironmentFault) as caught:
-            async with open_api(sidecar, [TcpAddress(host, 0)], token="secret"):
-                pass
-        assert caught.value.hint
+class NoNames(trio.abc.HostnameResolver):
+    """A machine whose resolver knows no name; asks nobody."""
+
+    async def getaddrinfo(self, *_: object, **__: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def getnameinfo(self, *_: object) -> NoReturn:
+        raise AssertionError("nobody needs the name of an address")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host", "x" * 64])
+async def test_a_foreign_address_or_an_unknown_name_says_so(sidecar: FakeSidecar, host: str) -> None:
+    trio.socket.set_custom_hostname_resolver(NoNames())
+    with pytest.raises(EnvironmentFault) as caught:
+        async with open_api(sidecar, [TcpAddress(host, 0)], token="secret"):
+            pass
+    assert host in str(caught.value)
+    assert caught.value.hint
 
 
 async def test_an_error_of_the_block_leaves_it_unwrapped(sidecar: FakeSidecar, tmp_path: Path) -> None:

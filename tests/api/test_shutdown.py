@@ -8,9 +8,9 @@ import pytest
 import trio
 import trio.testing
 
-from p2pnode.api.address import UnixAddress
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.server import open_api
+from p2pnode.local.address import UnixAddress
 from p2pnode.ports import Followed
 from tests.api.fake import DEADLINE_SECONDS, FakeSidecar, get, message, read_all, read_until, wait_until
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,20 +11,15 @@ import pytest
 
 from p2pnode.cli.main import main
 from p2pnode.paths import register
-from tests.cli.fake import Clock, FakeSidecar, Outcome, Registry, Run
+from tests.cli.running import Outcome, Registry, Run
+from tests.local.fake import Clock, FakeSidecar
 
 
 @pytest.fixture
 def sidecar(tmp_path: Path) -> Iterator[FakeSidecar]:
     fake = FakeSidecar(tmp_path / "api.sock")
-    server = fake.open()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield fake
-    fake.stop.set()
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with fake.serving():
+        yield fake
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.documents import member, node
-from tests.cli.fake import FakeSidecar, Registry, Run
+from tests.cli.running import Registry, Run
+from tests.local.fake import FakeSidecar
 
 
 @pytest.mark.parametrize("command", [["peers"], ["id"], ["status"], ["topics"], ["pub", "t", "x"], ["sub", "t"]])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from p2pnode.config import FLAGS
-from tests.cli.fake import Run
+from tests.cli.running import Run
 
 
 def test_keygen_writes_a_private_file_and_prints_the_peer_id(run: Run, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from p2pnode.cli.main import COMMANDS
 from p2pnode.errors import Degraded, Fault, InvalidConfig, NoSidecar, P2PNodeError
-from tests.cli.fake import Run, p2pnode
+from tests.cli.running import Run, p2pnode
 
 
 def test_help_lists_every_command_in_order(run: Run) -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.cli.documents import node
-from tests.cli.fake import FakeSidecar, Run, document_answer, problem
+from tests.cli.running import Run
+from tests.local.fake import FakeSidecar, document_answer, problem
 
 TOPICS = [
     {"topic": "hmmm.x", "subscribed": False, "peers": 0, "mesh": None, "messages": 0, "received": 0, "published": 2},

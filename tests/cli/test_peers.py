@@ -8,7 +8,8 @@ import pytest
 
 from p2pnode.cli.peers import WIDE
 from tests.cli.documents import NOW, member
-from tests.cli.fake import FakeSidecar, Outcome, Run, document_answer
+from tests.cli.running import Outcome, Run
+from tests.local.fake import FakeSidecar, document_answer
 
 MEMBERS = [
     member("b", rtt_ms=None, connected=False, direction=None, state="dead", last_seen=None, tasks_completed=9),

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from tests.cli.documents import member, message_event, node
-from tests.cli.fake import Answer, FakeSidecar, Registry, command, document_answer, p2pnode
+from tests.cli.running import Registry, command, p2pnode
+from tests.local.fake import Answer, FakeSidecar, document_answer
 
 EVENTS_PATH = "/api/v1/topics/councils.forming/events"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from p2pnode.cli.pub import MAX_READ_BYTES, guess_content_type
-from tests.cli.fake import Answer, FakeSidecar, Run, document_answer, problem
+from tests.cli.running import Run
+from tests.local.fake import Answer, FakeSidecar, document_answer, problem
 
 PATH = "/api/v1/topics/councils.forming/messages"
 

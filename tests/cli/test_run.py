@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.fake import Run
+from tests.cli.running import Run
 
 
 @pytest.fixture

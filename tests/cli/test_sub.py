@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from p2pnode.cli.sse import Event
 from p2pnode.cli.sub import show
+from p2pnode.local.sse import Event
 from tests.cli.documents import message, message_event
-from tests.cli.fake import Answer, Clock, FakeSidecar, Run, event_stream, problem
+from tests.cli.running import Run
+from tests.local.fake import Answer, Clock, FakeSidecar, event_stream, problem
 
 PATH = "/api/v1/topics/councils.forming/events"
 EVENTS = {"Content-Type": "text/event-stream"}

@@ -24,7 +24,10 @@ def test_planted_faults_of_every_layer_are_reported_at_once(faults: Faults) -> N
         [network]
         target_lnks = 3
         target_links = 40
-        bootstrap = ["/ip4/10.0.0.1/tcp/9000", "/ip4/10.0.0.300/tcp/9000"]
+        bootstrap = [
+            "/ip4/10.0.0.1/tcp/9000/p2p/12D3KooWEZXjE41uU4EL2gpkAQeDXYok6wghN7wwNVPF5bwkaNfS",
+            "/ip4/10.0.0.300/tcp/9000",
+        ]
         dial_backoff_max_seconds = "soon"
         [gossip]
         topics = ["councils.forming", "two words"]
@@ -168,6 +171,7 @@ def test_a_listen_address_that_cannot_be_listened_on_is_refused(faults: Faults, 
         ("/ip6/::/tcp/9000", "nobody can dial ::"),
         ("/ip4/10.0.0.1/tcp/0", "nobody can dial port 0"),
         ("/ip4/10.0.0.1/udp/9000/quic-v1", "dials TCP only"),
+        ("/ip4/10.0.0.1/tcp/9000", "add /p2p/PEER_ID"),
         (f"/p2p/{PEER}", "dials TCP only"),
         (f"/ip4/10.0.0.1/tcp/9000/p2p/{PEER}/p2p-circuit", "dials TCP only"),
     ],
@@ -179,12 +183,11 @@ def test_a_bootstrap_address_that_cannot_be_dialled_is_refused(faults: Faults, a
 @pytest.mark.parametrize(
     "addr",
     [
-        "/ip4/10.0.0.1/tcp/9000",
         f"/ip4/10.0.0.1/tcp/9000/p2p/{PEER}",
-        "/ip6/fd00::1/tcp/9000",
-        "/dns/whoosh/tcp/9000",
+        f"/ip6/fd00::1/tcp/9000/p2p/{PEER}",
+        f"/dns/whoosh/tcp/9000/p2p/{PEER}",
         f"/dns4/whoosh.example.org/tcp/9000/p2p/{PEER}",
-        "/dns6/whoosh/tcp/9000",
+        f"/dns6/whoosh/tcp/9000/p2p/{PEER}",
     ],
 )
 def test_a_dialable_bootstrap_address_is_accepted(load: Load, addr: str) -> None:
@@ -199,17 +202,17 @@ def test_an_announced_address_must_not_name_a_peer(faults: Faults) -> None:
 @pytest.mark.parametrize(
     ("addr", "problem"),
     [
-        ("/run/x.sock", "must be written unix:PATH or tcp:HOST:PORT"),
-        ("http://127.0.0.1:1", "must be written unix:PATH or tcp:HOST:PORT"),
-        ("unix:", "lacks a usable path"),
+        ("/run/x.sock", "'/run/x.sock': write unix:PATH (unix:/run/p2pnode/api.sock) or tcp:HOST:PORT"),
+        ("http://127.0.0.1:1", "write unix:PATH"),
+        ("unix:", "the path is missing"),
         ("unix:/" + "x" * 107, "at most 107 bytes"),
-        ("tcp:8080", "lacks the port"),
-        ("tcp::8080", "lacks the host"),
-        ("tcp:127.0.0.1:http", "the port must be a number"),
-        ("tcp:127.0.0.1:65536", "the port must be a number"),
+        ("tcp:8080", "end it with a port"),
+        ("tcp::8080", "name a host"),
+        ("tcp:127.0.0.1:http", "a port from 0 to 65535"),
+        ("tcp:127.0.0.1:65536", "a port from 0 to 65535"),
         ("tcp:300.0.0.1:80", "neither a host name nor an IP address"),
-        ("tcp:::1:80", "write the IPv6 address in brackets, tcp:[::1]:80"),
-        ("tcp:[::g]:80", "no IPv6 address"),
+        ("tcp:::1:80", "put an IPv6 address in brackets: tcp:[::1]:80"),
+        ("tcp:[::g]:80", "[::g] is no IPv6 address: write one such as tcp:[::1]:80"),
     ],
 )
 def test_an_api_address_that_cannot_be_read_is_refused(faults: Faults, addr: str, problem: str) -> None:

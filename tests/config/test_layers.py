@@ -21,6 +21,8 @@ FILE = '[log]\nlevel = "warning"\n[network]\nlisten = ["/ip4/10.0.0.1/tcp/1"]'
 ENV = {"P2PNODE_LOG_LEVEL": "error", "P2PNODE_NETWORK_LISTEN": "/ip4/10.0.0.2/tcp/2, /ip6/::1/tcp/3"}
 FLAG = {"log_level": "debug", "listen": ("/ip4/10.0.0.4/tcp/4",)}
 
+PEER = "12D3KooWEZXjE41uU4EL2gpkAQeDXYok6wghN7wwNVPF5bwkaNfS"
+
 
 @pytest.mark.parametrize(
     ("toml", "env", "flags", "level", "listen", "source"),
@@ -75,7 +77,7 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_LOG_FORMAT": "json",
         "P2PNODE_NETWORK_LISTEN": "/ip4/127.0.0.1/tcp/0",
         "P2PNODE_NETWORK_ANNOUNCE": "/dns4/alpha.example/tcp/9001",
-        "P2PNODE_NETWORK_BOOTSTRAP": "/dns/whoosh/tcp/9000",
+        "P2PNODE_NETWORK_BOOTSTRAP": f"/dns/whoosh/tcp/9000/p2p/{PEER}",
         "P2PNODE_NETWORK_TARGET_LINKS": "3",
         "P2PNODE_NETWORK_MAX_LINKS": "12",
         "P2PNODE_NETWORK_DIAL_BACKOFF_MAX_SECONDS": "2.5",
@@ -117,7 +119,11 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         ("--name", "n", "n"),
         ("--data-dir", Path("/d"), Path("/d")),
         ("--listen", ["/ip4/127.0.0.1/tcp/0"], ("/ip4/127.0.0.1/tcp/0",)),
-        ("--bootstrap", ("/dns4/a/tcp/1", "/dns4/b/tcp/1"), ("/dns4/a/tcp/1", "/dns4/b/tcp/1")),
+        (
+            "--bootstrap",
+            (f"/dns4/a/tcp/1/p2p/{PEER}", f"/dns4/b/tcp/1/p2p/{PEER}"),
+            (f"/dns4/a/tcp/1/p2p/{PEER}", f"/dns4/b/tcp/1/p2p/{PEER}"),
+        ),
         ("--announce", "/dns4/a/tcp/1", ("/dns4/a/tcp/1",)),
         ("--api", ("unix:/x",), ("unix:/x",)),
         ("--api-token-file", "/t", Path("/t")),
@@ -150,10 +156,10 @@ def test_a_flag_that_does_not_exist_is_a_mistake_of_the_program() -> None:
         (None, {"CHORUS_P2P_PORT": "9123"}, "network.listen", ["/ip4/0.0.0.0/tcp/9123"], "env CHORUS_P2P_PORT"),
         (FILE, {"CHORUS_P2P_PORT": "9123"}, "network.listen", ["/ip4/10.0.0.1/tcp/1"], "file"),
         (
-            '[network]\nbootstrap = ["/dns4/f/tcp/1"]',
-            {"CHORUS_BOOTSTRAP_PEERS": "/dns4/a/tcp/1,/dns4/b/tcp/2"},
+            f'[network]\nbootstrap = ["/dns4/f/tcp/1/p2p/{PEER}"]',
+            {"CHORUS_BOOTSTRAP_PEERS": f"/dns4/a/tcp/1/p2p/{PEER},/dns4/b/tcp/2/p2p/{PEER}"},
             "network.bootstrap",
-            ["/dns4/a/tcp/1", "/dns4/b/tcp/2"],
+            [f"/dns4/a/tcp/1/p2p/{PEER}", f"/dns4/b/tcp/2/p2p/{PEER}"],
             "env CHORUS_BOOTSTRAP_PEERS",
         ),
         (None, {"CHORUS_AGENT_PORT": "8080"}, "agent.endpoint", "http://127.0.0.1:8080", "env CHORUS_AGENT_PORT"),
@@ -220,7 +226,7 @@ def test_importing_configuration_paths_and_logs_costs_no_heavy_library() -> None
 def test_loading_imports_neither_libp2p_nor_trio() -> None:
     probe = (
         "import sys, p2pnode.config as c;"
-        "c.load_settings({'--bootstrap': '/dns4/a/tcp/1'}, {'HOME': '/h'}, None);"
+        f"c.load_settings({{'--bootstrap': '/dns4/a/tcp/1/p2p/{PEER}'}}, {{'HOME': '/h'}}, None);"
         "print({'libp2p', 'trio'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)

@@ -77,10 +77,13 @@ def test_who_left_is_brought_back_only_by_its_own_newer_word() -> None:
 
 @pytest.mark.parametrize("feared", [MemberState.SUSPECT, MemberState.DEAD])
 def test_a_link_or_a_newer_record_revives_whom_we_feared_dead(feared: MemberState) -> None:
-    for revive in (
-        lambda table: table.heard_from(A, 2),
-        lambda table: table.merge(record(incarnation=2), "gossip", 2),
-    ):
+    def by_link(table: MemberTable) -> None:
+        table.heard_from(A, 2)
+
+    def by_record(table: MemberTable) -> None:
+        table.merge(record(incarnation=2), "gossip", 2)
+
+    for revive in (by_link, by_record):
         table = MemberTable()
         table.merge(record(), "gossip", 1)
         table.mark(A, feared)

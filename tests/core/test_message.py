@@ -31,10 +31,9 @@ def test_a_message_id_survives_text_and_back(origin: bytes, number: int) -> None
 def test_any_text_is_a_message_id_or_is_refused_as_one(text: str) -> None:
     try:
         message_id = parse_message_id(text)
-    except InvalidMessage as error:
-        assert error.reason in ("message-id", "peer-id")
-    else:
-        assert is_peer_id(message_id[:-8])
+    except InvalidMessage:
+        return
+    assert is_peer_id(message_id[:-8])
 
 
 @pytest.mark.parametrize(

@@ -212,8 +212,8 @@ def stop(node: Node, number: signal.Signals = signal.SIGTERM, seconds: float = 3
         raise
 
 
-def command(*arguments: str, env: Mapping[str, str], stdin: bytes = b"", seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
+def command(
+    *arguments: str, env: Mapping[str, str], stdin: bytes = b"", seconds: float = 60
+) -> subprocess.CompletedProcess[bytes]:
     """Run a p2pnode command to its end."""
     return subprocess.run([*P2PNODE, *arguments], input=stdin, capture_output=True, env=dict(env), timeout=seconds)
-
-

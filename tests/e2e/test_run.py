@@ -181,9 +181,7 @@ def test_a_wrong_publish_names_every_fault(
 
 
 def test_the_api_off_loopback_without_a_token_is_refused(tmp_path: Path) -> None:
-    code, error = refused(
-        tmp_path, "run", "--data-dir", str(tmp_path / "d"), *LOOPBACK, "--api", "tcp:0.0.0.0:0"
-    )
+    code, error = refused(tmp_path, "run", "--data-dir", str(tmp_path / "d"), *LOOPBACK, "--api", "tcp:0.0.0.0:0")
     assert code == 64
     assert "token" in error
 

@@ -128,9 +128,7 @@ async def _flood(victim: Node) -> None:
             iwant=[ControlIWant(message_ids=[b"nothing" * 6] * 5000)],
             graft=[ControlGraft(topic_id=f"no.such.topic{n}") for n in range(200)],
         )
-        rpc = RPC(
-            subscriptions=[RPC.SubOpts(subscribe=True, topic_id=f"t{n}") for n in range(10_000)], control=control
-        )
+        rpc = RPC(subscriptions=[RPC.SubOpts(subscribe=True, topic_id=f"t{n}") for n in range(10_000)], control=control)
         for _ in range(5):
             await peer.send_rpc(rpc)
         await peer.write(b"\x00" * 1000, MEMBERS_PROTOCOL)

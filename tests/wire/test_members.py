@@ -73,10 +73,9 @@ def test_any_bytes_are_a_record_or_refused_as_one(encoded: bytes) -> None:
 def test_any_bytes_are_an_exchange_or_refused_as_one(body: bytes) -> None:
     try:
         digest, records = decode_exchange(body)
-    except InvalidMessage as error:
-        assert error.reason == "protobuf"
-    else:
-        assert len(digest) + sum(map(len, records)) <= 2 * len(body)
+    except InvalidMessage:
+        return
+    assert len(digest) + sum(map(len, records)) <= 2 * len(body)
 
 
 @many

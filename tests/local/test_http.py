@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.api.address import UnixAddress, parse_api_address
-from p2pnode.cli.http import Client, NotASidecar, TimedOut, quote, refusal
 from p2pnode.errors import (
     CallerError,
     Degraded,
@@ -22,7 +20,9 @@ from p2pnode.errors import (
     TooBusy,
     Unavailable,
 )
-from tests.cli.fake import Answer, Clock, FakeSidecar, Framing, problem
+from p2pnode.local.address import UnixAddress, parse_api_address
+from p2pnode.local.http import Client, NotASidecar, TimedOut, quote, refusal
+from tests.local.fake import Answer, Clock, FakeSidecar, Framing, problem
 
 RawServer = Callable[[bytes], Client]
 

@@ -1,15 +1,13 @@
-"""A tiny real HTTP server on a Unix socket that answers as a sidecar would, and commands as processes."""
+"""A tiny real HTTP server on a Unix socket that answers as a sidecar would, and a clock to put forward."""
 
 from __future__ import annotations
 
 import json
-import os
 import socketserver
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -62,10 +60,19 @@ class FakeSidecar:
             return problem(404, "no such path")
         return (answers.pop(0) if len(answers) > 1 else answers[0])(request)
 
-    def open(self) -> _Server:
-        server = _Server(str(self._path), _Handler)
-        server.sidecar = self
-        return server
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Answer while the block runs; at its end answers that wait for `stop` are let go."""
+        with _Server(str(self._path), _Handler) as server:
+            server.sidecar = self
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+            thread.start()
+            try:
+                yield
+            finally:
+                self.stop.set()
+                server.shutdown()
+                thread.join()
 
 
 def _responder(answer: Answer | Responder) -> Responder:
@@ -130,13 +137,6 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _handle
 
 
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
 class Clock:
     """The monotonic clock, which a test may put forward."""
 
@@ -149,21 +149,3 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         self._ahead += seconds
-
-
-Run = Callable[..., Outcome]
-"""Runs a command in this process: its arguments in, what came of it out."""
-
-Registry = Callable[..., None]
-"""Enters a sidecar among the running ones: name, role, API addresses."""
-
-
-def p2pnode(*arguments: str, env: Mapping[str, str] | None = None, **how: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command as its own process."""
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, timeout=30, env={**os.environ, **(env or {})}, **how
-    )
-
-
-def command(*arguments: str) -> Sequence[str]:
-    return [sys.executable, "-W", "error", "-m", "p2pnode", *arguments]

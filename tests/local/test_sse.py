@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from p2pnode.cli import sse
-from p2pnode.cli.sse import Event, MalformedStream, events
+from p2pnode.local import sse
+from p2pnode.local.sse import Event, MalformedStream, events
 
 STREAM = (
     b": hello\n\nid: 1\ndata: one\n\nevent: lost\r\ndata: {\r\ndata:  2}\r\n\r\n"

@@ -1,4 +1,4 @@
-"""The library's GossipSub behind our seam, hardened.
+"""py-libp2p's GossipSub as a peer of the benchmark, hardened so that it survives the load.
 
 Each override names the defect it covers (measured on py-libp2p 0.8.1): one malformed
 RPC killed the host, queues of 32 dropped what had been accepted, the duplicate guard

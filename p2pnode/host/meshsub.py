@@ -1,0 +1,237 @@
+"""Pubsub streams: one outbound stream per peer kept open, frames out without waiting, whole frames in.
+
+Every connected peer gets one outbound stream, opened at once and reopened with backoff; a
+stream that ends takes nothing with it but what was in it, which the router is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from random import Random
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
+
+from p2pnode.core.gossipsub.events import Priority, Protocol
+from p2pnode.core.message import MessageId
+from p2pnode.core.peerid import PeerId
+from p2pnode.errors import InvalidMessage
+from p2pnode.host.frames import FrameDecoder, encode_frame
+from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, from_library_id, to_library_id
+from p2pnode.host.outbound import Frame, OutboundQueue
+from p2pnode.ports import Link, MeshsubEvents
+from p2pnode.wire.rpc import MAX_RPC_BYTES
+
+log = logging.getLogger(__name__)
+
+PROTOCOLS = {"/meshsub/1.2.0": Protocol.V1_2, "/meshsub/1.1.0": Protocol.V1_1}
+READ_BYTES = 64 * 1024
+OPEN_SECONDS = 10.0
+WRITE_SECONDS = 30.0
+FULL_SECONDS = 10.0
+"""A peer whose queue overflowed again and again for this long is hung up on."""
+
+REOPEN_BACKOFF_SECONDS = (0.2, 30.0)
+
+
+class _Peer:
+    """One connected peer's streams.
+
+    Attributes:
+        known: the router was told of it.
+        inbound: its stream to us; a second one replaces it, as go-libp2p-pubsub does.
+    """
+
+    def __init__(self, link: Link, scope: trio.CancelScope) -> None:
+        self.link = link
+        self.scope = scope
+        self.queue = OutboundQueue()
+        self.wake = trio.Event()
+        self.known = False
+        self.opened_once = False
+        self.inbound: INetStream | None = None
+        self.full_since: float | None = None
+
+
+class Meshsub:
+    """`ports.Meshsub` on py-libp2p's streams. Made by `open_meshsub`."""
+
+    def __init__(self, host: LibraryHost, nursery: trio.Nursery, rng: Random) -> None:
+        self._host = host
+        self._nursery = nursery
+        self._rng = rng
+        self._peers: dict[PeerId, _Peer] = {}
+        self._events: MeshsubEvents | None = None
+
+    def report_to(self, events: MeshsubEvents) -> None:
+        """Who hears from now on; until then nothing is accepted and nothing opened."""
+        self._events = events
+        for protocol in PROTOCOLS:
+            self._host.set_handler(protocol, self._serve)
+        for link in tuple(self._host.links().values()):
+            self.link_opened(link)
+
+    def link_opened(self, link: Link) -> None:
+        if self._events is None or link.peer in self._peers:
+            return
+        scope = trio.CancelScope()
+        self._peers[link.peer] = _Peer(link, scope)
+        self._nursery.start_soon(self._keep_outbound, self._peers[link.peer])
+
+    def link_closed(self, peer: PeerId) -> None:
+        gone = self._peers.pop(peer, None)
+        if gone is not None:
+            gone.scope.cancel()
+            if gone.known and self._events is not None:
+                self._events.peer_gone(peer)
+
+    def send(self, peers: Iterable[PeerId], body: bytes, priority: Priority, message_id: MessageId | None) -> None:
+        """Queue one RPC for each of `peers`; never waits. What is dropped for it is reported as `peer_refused`."""
+        frame = Frame(encode_frame(body), message_id)
+        for peer_id in peers:
+            peer = self._peers.get(peer_id)
+            if peer is None:
+                continue
+            taken, lost = peer.queue.push(frame, priority)
+            if lost or not taken:
+                self._overflowed(peer, lost)
+            else:
+                peer.wake.set()
+
+    def _overflowed(self, peer: _Peer, lost: tuple[MessageId, ...]) -> None:
+        now = trio.current_time()
+        if peer.full_since is None:
+            peer.full_since = now
+        elif now - peer.full_since > FULL_SECONDS:
+            log.warning("a peer does not read what it is sent; hanging up", extra={"peer": peer.link.peer})
+            peer.full_since = now
+            self.hang_up(peer.link.peer)
+        if self._events is not None:
+            self._events.peer_refused(peer.link.peer, lost)
+
+    def hang_up(self, peer: PeerId) -> None:
+        """Close all connections with a peer, without waiting for it."""
+        self._nursery.start_soon(self._host.hang_up, peer)
+
+    def waiting(self, peer: PeerId) -> int:
+        """Frames queued for one peer."""
+        known = self._peers.get(peer)
+        return known.queue.frames if known else 0
+
+    def queues(self) -> Mapping[PeerId, OutboundQueue]:
+        return {peer_id: peer.queue for peer_id, peer in self._peers.items()}
+
+    def peer_record(self, peer: PeerId) -> bytes | None:
+        """The signed peer record that identify brought, as it came."""
+        envelope = self._host.library.get_peerstore().get_peer_record(to_library_id(peer))
+        return envelope.marshal_envelope() if envelope is not None else None
+
+    async def _keep_outbound(self, peer: _Peer) -> None:
+        shortest, longest = REOPEN_BACKOFF_SECONDS
+        pause = shortest
+        with peer.scope:
+            while True:
+                stream = await self._open(peer)
+                if stream is not None:
+                    pause = shortest
+                    await self._write_until_it_ends(peer, stream)
+                await trio.sleep(pause * self._rng.uniform(0.5, 1.0))
+                pause = min(pause * 2, longest)
+
+    async def _open(self, peer: _Peer) -> INetStream | None:
+        try:
+            with trio.fail_after(OPEN_SECONDS):
+                stream = await self._host.library.new_stream(
+                    to_library_id(peer.link.peer), [TProtocol(protocol) for protocol in PROTOCOLS]
+                )
+        except (trio.TooSlowError, *LIBRARY_ERRORS) as error:
+            log.debug("no pubsub stream", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
+            return None
+        assert self._events is not None
+        if peer.opened_once:
+            # What was in the old stream may be lost, our subscriptions with it.
+            self._events.peer_reopened(peer.link.peer)
+        peer.opened_once = True
+        self._introduce(peer, str(stream.get_protocol()))
+        return stream
+
+    def _introduce(self, peer: _Peer, protocol: str) -> None:
+        """Tell the router, at the first stream in either direction."""
+        if not peer.known and self._events is not None:
+            peer.known = True
+            self._events.peer_ready(peer.link, PROTOCOLS.get(protocol, Protocol.V1_1))
+
+    async def _write_until_it_ends(self, peer: _Peer, stream: INetStream) -> None:
+        """Write what is queued, all in one write, until the stream breaks or the peer does not read."""
+        async with trio.open_nursery() as nursery:
+            # After the peer's FIN a write still succeeds: only a reader notices the end.
+            nursery.start_soon(_read_nothing, stream, nursery.cancel_scope)
+            try:
+                while True:
+                    while peer.queue.frames:
+                        data = peer.queue.take()
+                        with trio.fail_after(WRITE_SECONDS):
+                            await stream.write(data)
+                        peer.full_since = None
+                    peer.wake = trio.Event()
+                    await peer.wake.wait()
+            except trio.TooSlowError:
+                log.warning("a peer took nothing for 30 s; hanging up", extra={"peer": peer.link.peer})
+                self.hang_up(peer.link.peer)
+            except LIBRARY_ERRORS as error:
+                log.debug("pubsub stream ended", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
+            nursery.cancel_scope.cancel()
+
+    async def _serve(self, stream: INetStream) -> None:
+        peer_id = from_library_id(stream.muxed_conn.peer_id)
+        link = self._host.links().get(peer_id)
+        assert self._events is not None
+        if link is None:
+            await self._host.reset(stream)
+            return
+        self.link_opened(link)
+        peer = self._peers[peer_id]
+        previous, peer.inbound = peer.inbound, stream
+        if previous is not None:
+            self._nursery.start_soon(self._host.reset, previous)
+        self._introduce(peer, str(stream.get_protocol()))
+        decoder = FrameDecoder(MAX_RPC_BYTES)
+        try:
+            while True:
+                data = await stream.read(READ_BYTES)
+                if not data:
+                    return
+                for frame in decoder.feed(data):
+                    self._events.frame(peer_id, frame)
+        except InvalidMessage as error:
+            log.warning(
+                "a peer sent what is no pubsub RPC; its stream ends", extra={"peer": peer_id, "reason": str(error)}
+            )
+            self._events.misbehaved(peer_id, error.reason)
+            await self._host.reset(stream)
+        except LIBRARY_ERRORS:
+            return  # the stream or its connection is gone; link_closed tells the rest
+        finally:
+            if peer.inbound is stream:
+                peer.inbound = None
+
+
+async def _read_nothing(stream: INetStream, scope: trio.CancelScope) -> None:
+    """Nobody may send on our outbound stream: anything that comes, or its end, ends it."""
+    try:
+        while not await stream.read(READ_BYTES):
+            break
+    except LIBRARY_ERRORS:
+        pass
+    scope.cancel()
+
+
+@asynccontextmanager
+async def open_meshsub(host: LibraryHost, rng: Random) -> AsyncIterator[Meshsub]:
+    """The pubsub streams of a host; all of them end with the block."""
+    async with trio.open_nursery() as nursery:
+        yield Meshsub(host, nursery, rng)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,94 @@
+"""What waits to be written to one peer: bounded, by class, oldest forwarded message dropped first."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from p2pnode.core.gossipsub.events import Priority
+from p2pnode.core.message import MessageId
+
+QUEUE_BYTES = 16 * 1024 * 1024
+QUEUE_FRAMES = 16_384
+WRITE_BYTES = 256 * 1024
+"""Frames joined into one write: a yamux window."""
+
+_DROP_ORDER = (Priority.FORWARD, Priority.GOSSIP)
+
+
+@dataclass(slots=True)
+class Frame:
+    """An encoded frame, and which message it carries, if it carries one."""
+
+    data: bytes
+    message_id: MessageId | None = None
+
+
+class OutboundQueue:
+    """Frames for one peer in four classes: control, own messages, forwarded, gossip.
+
+    Bounds: 16 MiB and 16,384 frames. When full, the oldest forwarded message goes first, then the
+    oldest answer to an IWANT; control and own messages are never dropped, so when nothing else is
+    left to drop, a new frame of these is refused and the peer is of no use any more.
+    """
+
+    def __init__(self, max_bytes: int = QUEUE_BYTES, max_frames: int = QUEUE_FRAMES) -> None:
+        self._max_bytes = max_bytes
+        self._max_frames = max_frames
+        self._classes: tuple[deque[Frame], ...] = tuple(deque() for _ in Priority)
+        self.bytes = 0
+        self.frames = 0
+        self.dropped = 0
+
+    def push(self, frame: Frame, priority: Priority) -> tuple[bool, tuple[MessageId, ...]]:
+        """Queue a frame.
+
+        Returns:
+            Whether it was taken, and the ids of messages that were dropped for it (its own when it was not).
+        """
+        lost: list[MessageId] = []
+        size = len(frame.data)
+        while self.bytes + size > self._max_bytes or self.frames + 1 > self._max_frames:
+            victim = self._drop()
+            if victim is None:
+                self.dropped += 1
+                if frame.message_id is not None:
+                    lost.append(frame.message_id)
+                return False, tuple(lost)
+            if victim.message_id is not None:
+                lost.append(victim.message_id)
+        self._classes[priority].append(frame)
+        self.bytes += size
+        self.frames += 1
+        return True, tuple(lost)
+
+    def _drop(self) -> Frame | None:
+        for priority in _DROP_ORDER:
+            if self._classes[priority]:
+                victim = self._classes[priority].popleft()
+                self.bytes -= len(victim.data)
+                self.frames -= 1
+                self.dropped += 1
+                return victim
+        return None
+
+    def take(self, max_bytes: int = WRITE_BYTES) -> bytes:
+        """The next frames, most urgent first, joined: at least one, and no more than `max_bytes` otherwise."""
+        parts: list[bytes] = []
+        size = 0
+        for waiting in self._classes:
+            while waiting and (not parts or size + len(waiting[0].data) <= max_bytes):
+                frame = waiting.popleft()
+                parts.append(frame.data)
+                size += len(frame.data)
+            if waiting:
+                break
+        self.bytes -= size
+        self.frames -= len(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def message_ids(self) -> tuple[MessageId, ...]:
+        """Of the messages that wait."""
+        return tuple(
+            frame.message_id for waiting in self._classes for frame in waiting if frame.message_id is not None
+        )

@@ -1,0 +1,236 @@
+"""The router at work: its inputs from the streams and the node, its effects carried out.
+
+One function interprets effects; nothing here awaits, so between *seen* and *mark*, and
+between an effect and its queue, nobody else runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import Counter, deque
+from collections.abc import Mapping
+from random import Random
+
+import trio
+
+from p2pnode.core.gossipsub.events import (
+    Connect,
+    Deliver,
+    Disconnect,
+    Effect,
+    FleetSize,
+    Forward,
+    Input,
+    PeerConnected,
+    PeerDisconnected,
+    PeerMisbehaved,
+    PeerRefused,
+    Priority,
+    Protocol,
+    Publish,
+    RpcReceived,
+    SendRpc,
+    Subscribe,
+    Tick,
+    Validate,
+    Validated,
+)
+from p2pnode.core.gossipsub.params import Params
+from p2pnode.core.gossipsub.router import Router
+from p2pnode.core.gossipsub.rpc import Rpc, Subscription
+from p2pnode.core.message import Ignore, MessageId, SignedMessage, Topic, Verdict, Verify
+from p2pnode.core.peerid import PeerId, peer_id_bytes
+from p2pnode.errors import TooBusy, Unavailable
+from p2pnode.ports import GossipEvents, Link, Meshsub
+from p2pnode.wire.rpc import decode_rpc, encode_publish, encode_rpc
+
+log = logging.getLogger(__name__)
+
+BUSY_FRAMES = 512
+"""Own publishes are refused while a mesh peer has this many frames unsent, far below the queue's bound."""
+
+
+class RoutedGossip:
+    """`ports.Gossip` and `ports.MeshsubEvents`: our own router on the host's streams.
+
+    Args:
+        local: our peer id.
+        streams: writes frames and reports them.
+        events: the node: judges and takes messages, dials whom the router wants.
+        verify: checks an origin's signature.
+        params: of the router.
+        rng: every random choice of the router comes from it.
+        fixed_degree: the operator chose the mesh degree; the fleet's size does not change it.
+    """
+
+    def __init__(
+        self,
+        local: PeerId,
+        streams: Meshsub,
+        events: GossipEvents,
+        verify: Verify,
+        params: Params,
+        rng: Random,
+        *,
+        fixed_degree: bool = False,
+    ) -> None:
+        self._fixed_degree = fixed_degree
+        self._streams = streams
+        self._events = events
+        self._router = Router(
+            local,
+            peer_id_bytes(local),
+            params,
+            rng,
+            verify,
+            held=events.holds,
+            records=streams.peer_record,
+            now=trio.current_time(),
+        )
+        self._inputs: deque[Input] = deque()
+        self._running = False
+        self._counters: Counter[tuple[str, str]] = Counter()
+
+    # -- the loop ----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Drive the router's timers, until cancelled."""
+        while True:
+            await trio.sleep_until(self._router.next_deadline())
+            self._handle(Tick())
+
+    def _handle(self, first: Input) -> None:
+        """Feed the router, and what its effects bring about, until it is quiet."""
+        self._inputs.append(first)
+        if self._running:
+            return  # an effect led back here; the loop below takes it
+        self._running = True
+        try:
+            while self._inputs:
+                for effect in self._router.handle(self._inputs.popleft(), trio.current_time()):
+                    self._carry_out(effect)
+        finally:
+            self._running = False
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Forward(message, peers, priority):
+                self._streams.send(peers, encode_publish(message), priority, message.id)
+            case Validate(message, source, _):
+                verdict = self._judge(message, source)
+                if verdict is not None:
+                    self._inputs.append(Validated(message.id, verdict))
+            case Deliver(message, source, _, restored):
+                self._events.deliver(message, source, restored=restored)
+            case SendRpc(peers, rpc, priority):
+                self._streams.send(peers, encode_rpc(rpc), priority, None)
+            case Connect(peer, record, why):
+                self._events.connect(peer, record, why)
+            case Disconnect(peer, why):
+                log.info("hanging up on a peer", extra={"peer": peer, "reason": why})
+                self._streams.hang_up(peer)
+
+    def _judge(self, message: SignedMessage, source: PeerId | None) -> Verdict | None:
+        try:
+            return self._events.judge(message, source)
+        except Exception:
+            # A validator's failure must not end the peer's reader, and says nothing about the peer.
+            log.exception("a validator failed", extra={"topic": message.topic})
+            return Ignore("validator-failed")
+
+    # -- ports.MeshsubEvents -----------------------------------------------------------
+
+    def peer_ready(self, link: Link, protocol: Protocol) -> None:
+        parts = link.addr.split("/")
+        ip = parts[2] if len(parts) > 2 else None
+        self._handle(PeerConnected(link.peer, peer_id_bytes(link.peer), protocol, link.direction == "outbound", ip))
+
+    def peer_reopened(self, peer: PeerId) -> None:
+        hello = Rpc(subscriptions=tuple(Subscription(topic, True) for topic in self._router.topics()))
+        self._streams.send((peer,), encode_rpc(hello), Priority.CONTROL, None)
+
+    def peer_gone(self, peer: PeerId) -> None:
+        self._handle(PeerDisconnected(peer))
+
+    def peer_refused(self, peer: PeerId, lost: tuple[MessageId, ...]) -> None:
+        self._counters["drop", "queue-full"] += max(len(lost), 1)
+        self._handle(PeerRefused(peer, lost))
+
+    def misbehaved(self, peer: PeerId, why: str) -> None:
+        self._counters["rpc", why] += 1
+        self._handle(PeerMisbehaved(peer, why))
+
+    def frame(self, peer: PeerId, frame: bytes) -> None:
+        """One RPC from a peer.
+
+        Raises:
+            InvalidMessage: it is none; the stream is of no more use.
+        """
+        decoded = decode_rpc(frame)
+        for refused in decoded.refused:
+            self._handle(PeerMisbehaved(peer, refused.reason, refused.topic))
+        if decoded.excess:
+            self._counters["ignore", "control-excess"] += decoded.excess
+        self._handle(RpcReceived(peer, decoded.rpc))
+
+    # -- ports.Gossip ------------------------------------------------------------------
+
+    async def subscribe(self, topic: str) -> None:
+        self._handle(Subscribe(Topic(topic)))
+
+    async def publish(self, message: SignedMessage) -> None:
+        self._handle(Publish(message))
+
+    def answer(self, message_id: MessageId, verdict: Verdict) -> None:
+        """The verdict on a message whose `judge` returned None."""
+        self._handle(Validated(message_id, verdict))
+
+    def fleet_size(self, members: int) -> None:
+        """How many nodes there are, us included: the mesh degree follows it."""
+        if not self._fixed_degree:
+            self._handle(FleetSize(members))
+
+    def admit(self, topic: str) -> None:
+        peers = self._router.topic_peers(Topic(topic))
+        if not peers:
+            raise Unavailable(
+                f"no connected peer is subscribed to {topic}, so nobody could receive the message",
+                reason="no-peers",
+                retry_after_seconds=2.0,
+                hint="`p2pnode peers` shows who is there; check the bootstrap addresses",
+            )
+        for peer in self._router.mesh(Topic(topic)) or peers:
+            if (waiting := self._streams.waiting(peer)) >= BUSY_FRAMES:
+                raise TooBusy(
+                    f"{waiting} messages wait for {peer}; more cannot be promised",
+                    reason="peer-slow",
+                    retry_after_seconds=1.0,
+                )
+
+    def waiting(self) -> int:
+        return sum(self._streams.waiting(peer) for peer in self._router.peers())
+
+    async def flush(self) -> None:
+        for pause in itertools.repeat(0.02):
+            if not self.waiting():
+                return
+            await trio.sleep(pause)
+
+    def topics(self) -> tuple[str, ...]:
+        return tuple(sorted(self._router.topics()))
+
+    def topic_peers(self, topic: str) -> frozenset[PeerId]:
+        return frozenset(self._router.topic_peers(Topic(topic)))
+
+    def mesh(self, topic: str) -> frozenset[PeerId]:
+        return frozenset(self._router.mesh(Topic(topic)))
+
+    def score(self, peer: PeerId) -> float | None:
+        return round(self._router.score(peer), 3)
+
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        return {**self._router.counters, **self._counters}
+
+    def sizes(self) -> Mapping[str, int]:
+        return self._router.sizes()

@@ -1,0 +1,419 @@
+"""A network in memory: hosts that dial, links that break, gossip that floods. Virtual time comes from trio's clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from p2pnode.core.member import MemberRecord
+from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
+from p2pnode.core.peerid import PeerId
+from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
+from p2pnode.identity import Identity, verifier_for
+from p2pnode.node.dialer import DialSettings
+from p2pnode.node.sidecar import Keys, Node, NodeSettings
+from p2pnode.ports import Direction, GossipEvents, HostEvents, Link
+from p2pnode.wire.pubsub import decode_message, message_verify
+
+START_NS = 1_763_899_200_000_000_000
+"""2025-11-23T12:00:00Z."""
+
+verify_message = message_verify(verifier_for)
+
+
+def verify_record(peer: bytes, key: bytes, data: bytes, signature: bytes) -> bool:
+    try:
+        return verifier_for(peer, key)(data, signature)
+    except InvalidMessage:
+        return False
+
+
+class Wall:
+    """A wall clock that runs with trio's clock, or stands where it is put outside of one."""
+
+    def __init__(self, *, runs: bool = True) -> None:
+        self.step_ns = 0
+        self._runs = runs
+        self._since = trio.current_time() if runs else 0.0
+
+    def __call__(self) -> int:
+        passed = trio.current_time() - self._since if self._runs else 0.0
+        return START_NS + round(passed * 1e9) + self.step_ns
+
+
+class MemorySeqnos:
+    """`ports.SeqnoStore`; `broken` is a full disk, `gate` a slow one."""
+
+    def __init__(self) -> None:
+        self.ceiling = 0
+        self.broken = False
+        self.writes = 0
+        self.gate: trio.Event | None = None
+
+    def load(self) -> int:
+        return self.ceiling
+
+    async def reserve(self, ceiling: int) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.broken:
+            raise EnvironmentFault("cannot write seqno: No space left on device")
+        assert ceiling > self.ceiling, "a stored ceiling never falls"
+        self.ceiling = ceiling
+        self.writes += 1
+
+
+@dataclass(frozen=True)
+class Dial:
+    at: float
+    peer: PeerId
+    addr: str
+
+
+@dataclass(frozen=True)
+class Request:
+    at: float
+    by: PeerId
+    to: PeerId
+    sent: int
+    got: int
+
+
+class Network:
+    """Who listens where, and what happened."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, FakeHost] = {}
+        self.down: set[PeerId] = set()
+        self.dial_seconds = 0.01
+        self.dials: list[Dial] = []
+        self.requests: list[Request] = []
+
+    def kill(self, peer: PeerId) -> None:
+        """The process is gone: its links close, dialling it fails."""
+        self.down.add(peer)
+        for host in self.hosts.values():
+            if host.peer_id == peer:
+                for other in tuple(host.links()):
+                    self.cut(peer, other)
+
+    def revive(self, peer: PeerId) -> None:
+        self.down.discard(peer)
+
+    def cut(self, one: PeerId, other: PeerId) -> None:
+        for host in self.hosts.values():
+            if host.peer_id in (one, other):
+                host.lose(other if host.peer_id == one else one)
+
+
+class FakeHost:
+    """`ports.Host` on a `Network`."""
+
+    def __init__(self, network: Network, peer_id: PeerId, addr: str) -> None:
+        self.network = network
+        self._peer_id = peer_id
+        self.addr = addr
+        self._links: dict[PeerId, Link] = {}
+        self._served: dict[str, tuple[Callable[[PeerId, bytes], Awaitable[bytes]], int]] = {}
+        self._events: HostEvents | None = None
+        self.pings = True
+        network.hosts[addr] = self
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    def report_to(self, events: HostEvents) -> None:
+        self._events = events
+
+    def addrs(self) -> tuple[str, ...]:
+        return (f"{self.addr}/p2p/{self._peer_id}",)
+
+    def links(self) -> Mapping[PeerId, Link]:
+        return self._links
+
+    async def dial(self, addr: str) -> PeerId:
+        self.network.dials.append(Dial(trio.current_time(), self._peer_id, addr))
+        await trio.sleep(self.network.dial_seconds)
+        where, _, peer = addr.rpartition("/p2p/")
+        other = self.network.hosts.get(where)
+        if PeerId(peer) in self._links:
+            return PeerId(peer)
+        if other is None or other.peer_id != peer or {peer, self._peer_id} & self.network.down:
+            raise Unavailable(f"{addr}: nobody answers", reason="dial")
+        self.gain(Link(other.peer_id, "outbound", other.addr))
+        other.gain(Link(self._peer_id, "inbound", self.addr))
+        return other.peer_id
+
+    def gain(self, link: Link) -> None:
+        if link.peer not in self._links:
+            self._links[link.peer] = link
+            if self._events is not None:
+                self._events.link_opened(link)
+
+    def lose(self, peer: PeerId) -> None:
+        if self._links.pop(peer, None) is not None and self._events is not None:
+            self._events.link_closed(peer)
+
+    async def hang_up(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        self.network.cut(self._peer_id, peer)
+
+    def _at(self, peer: PeerId) -> FakeHost:
+        link = self._links.get(peer)
+        if link is None:
+            raise Unavailable(f"not connected to {peer}", reason="not-connected")
+        return next(host for host in self.network.hosts.values() if host.peer_id == peer)
+
+    async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
+        await trio.sleep(0.001)
+        served = self._at(peer)._served.get(protocol)
+        if served is None:
+            raise Unavailable(f"{peer} does not speak {protocol}", reason="protocol")
+        answer, limit = served
+        if len(body) > limit:
+            raise Unavailable("the stream was reset", reason="stream")
+        try:
+            reply = await answer(self._peer_id, body)
+        except InvalidMessage as error:
+            raise Unavailable("the stream was reset", reason="stream") from error
+        if len(reply) > limit_bytes:
+            raise InvalidMessage("oversize")
+        self.network.requests.append(Request(trio.current_time(), self._peer_id, peer, len(body), len(reply)))
+        return reply
+
+    def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
+        self._served[protocol] = (answer, limit_bytes)
+
+    async def ping(self, peer: PeerId) -> float:
+        await trio.sleep(0.002)
+        if not self._at(peer).pings:
+            raise Unavailable("no echo", reason="ping")
+        return 0.002
+
+
+class FakeGossip:
+    """`ports.Gossip` that floods along the links of `FakeHost`s; what `judge` relays goes on."""
+
+    def __init__(self, host: FakeHost, gossips: dict[PeerId, FakeGossip], events: GossipEvents) -> None:
+        self._host = host
+        self._gossips = gossips
+        self._events = events
+        self._topics: set[str] = set()
+        self._seen: set[bytes] = set()
+        self._counters: Counter[tuple[str, str]] = Counter()
+        self.sent: list[SignedMessage] = []
+        self.busy = False
+        self.members = 0
+        self.gate: trio.Event | None = None
+        gossips[host.peer_id] = self
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def answer(self, message_id: MessageId, verdict: Verdict) -> None:
+        raise AssertionError("this network waits for no verdict")
+
+    def fleet_size(self, members: int) -> None:
+        self.members = members
+
+    def sizes(self) -> Mapping[str, int]:
+        return {"seen": len(self._seen)}
+
+    async def subscribe(self, topic: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._topics.add(topic)
+
+    def admit(self, topic: str) -> None:
+        if not self.topic_peers(topic):
+            raise Unavailable(f"no connected peer is subscribed to {topic}", reason="no-peers")
+        if self.busy:
+            raise TooBusy("a queue is too full", reason="peer-slow")
+
+    async def publish(self, message: SignedMessage) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.gate is not None:
+            await self.gate.wait()
+        self.sent.append(message)
+        self._seen.add(message.id)
+        self._spread(message)
+
+    def _spread(self, message: SignedMessage) -> None:
+        for peer in tuple(self.topic_peers(message.topic)):
+            self._gossips[peer].receive(message.raw, self._host.peer_id)
+
+    def receive(self, raw: bytes, source: PeerId) -> None:
+        """Size, shape, seen, signature, mark, judge; then deliver and pass on."""
+        try:
+            message = decode_message(raw)
+        except InvalidMessage as error:
+            self._counters["reject", error.reason] += 1
+            return
+        if message.topic not in self._topics or message.id in self._seen:
+            return
+        if not verify_message(message):
+            self._counters["reject", "signature"] += 1
+            return
+        self._seen.add(message.id)
+        verdict = self._events.judge(message, source)
+        assert verdict is not None, "this network waits for no verdict"
+        if not isinstance(verdict, Accept):
+            self._counters[type(verdict).__name__.lower(), verdict.why] += 1
+            return
+        self._counters["accept", "relayed" if verdict.relay else "old"] += 1
+        self._events.deliver(message, source, restored=False)
+        if verdict.relay:
+            self._spread(message)
+
+    def waiting(self) -> int:
+        return 0
+
+    async def flush(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        return self._counters
+
+    def topics(self) -> tuple[str, ...]:
+        return tuple(sorted(self._topics))
+
+    def topic_peers(self, topic: str) -> frozenset[PeerId]:
+        return frozenset(
+            peer for peer in self._host.links() if (other := self._gossips.get(peer)) and topic in other._topics
+        )
+
+    def mesh(self, topic: str) -> frozenset[PeerId]:
+        return self.topic_peers(topic) if topic in self._topics else frozenset()
+
+    def score(self, peer: PeerId) -> float | None:
+        return None
+
+
+@dataclass
+class Running:
+    """One node and what it stands on."""
+
+    identity: Identity
+    host: FakeHost
+    node: Node
+    gossip: FakeGossip
+    seqnos: MemorySeqnos
+    wall: Wall
+    scope: trio.CancelScope | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    @property
+    def addr(self) -> str:
+        return self.host.addrs()[0]
+
+
+class Fleet:
+    """Nodes on one network. `add` makes one, `start` runs it in the nursery given."""
+
+    def __init__(self, nursery: trio.Nursery, seed: int = 1) -> None:
+        self.network = Network()
+        self.gossips: dict[PeerId, FakeGossip] = {}
+        self.nodes: list[Running] = []
+        self._nursery = nursery
+        self._rng = Random(seed)
+
+    def add(
+        self,
+        *,
+        bootstrap: Sequence[str] = (),
+        topics: Sequence[str] = ("councils.forming",),
+        target_links: int = 8,
+        max_links: int = 32,
+        publish_per_second: float = 1000.0,
+        publish_burst: int = 1000,
+        keep_count: int = 1000,
+        keep_bytes: int = 64 * 1024 * 1024,
+        identity: Identity | None = None,
+        seqnos: MemorySeqnos | None = None,
+        role: str = "chorus",
+    ) -> Running:
+        number = len(self.nodes) + 1
+        identity = identity or Identity(number.to_bytes(32, "big"))
+        wall = Wall()
+        host = FakeHost(self.network, identity.peer_id, f"/ip4/10.0.{number // 256}.{number % 256}/tcp/9000")
+        seqnos = seqnos or MemorySeqnos()
+        record = MemberRecord(identity.peer_id, 0, f"node-{number:03d}", role, "online", ())
+        node = Node(
+            NodeSettings(
+                record=record,
+                topics=topics,
+                dial=DialSettings(tuple(bootstrap), target_links, max_links, backoff_max_seconds=30.0),
+                publish_per_second=publish_per_second,
+                publish_burst=publish_burst,
+                keep_count=keep_count,
+                keep_bytes=keep_bytes,
+            ),
+            Keys(identity.peer_id_bytes, identity.sign, verify_record),
+            host,
+            seqnos,
+            wall_ns=wall,
+            rng=Random(self._rng.getrandbits(64)),
+            api_addresses=lambda: ["unix:/run/p2pnode/api.sock"],
+        )
+        gossip = FakeGossip(host, self.gossips, node)
+        node.attach(gossip)
+        host.report_to(node)
+        running = Running(identity, host, node, gossip, seqnos, wall)
+        self.nodes.append(running)
+        return running
+
+    def start(self, *nodes: Running) -> None:
+        for running in nodes:
+            running.scope = trio.CancelScope()
+            self._nursery.start_soon(self._run, running, running.scope)
+
+    async def _run(self, running: Running, scope: trio.CancelScope) -> None:
+        with scope:
+            await running.node.run()
+
+    def stop(self, running: Running) -> None:
+        """As kill -9: no goodbye."""
+        assert running.scope is not None
+        running.scope.cancel()
+        self.network.kill(running.peer_id)
+
+
+@asynccontextmanager
+async def open_fleet(seed: int = 1) -> AsyncIterator[Fleet]:
+    async with trio.open_nursery() as nursery:
+        yield Fleet(nursery, seed)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_pair() -> AsyncIterator[tuple[Running, Running]]:
+    """Two running nodes, linked; the second one dialled."""
+    async with open_fleet() as fleet:
+        first = fleet.add(role="whoosh")
+        second = fleet.add(bootstrap=[first.addr])
+        fleet.start(first, second)
+        await until(lambda: len(first.node.peers()) == len(second.node.peers()) == 2)
+        await until(lambda: all(each.gossip.sent for each in (first, second)))
+        yield first, second
+
+
+async def until(condition: Callable[[], bool], seconds: float = 600.0) -> None:
+    """Let virtual time pass until something holds."""
+    with trio.move_on_after(seconds):
+        while not condition():  # noqa: ASYNC110  # virtual time
+            await trio.sleep(0.05)
+        return
+    raise AssertionError(f"did not come true within {seconds:g} virtual seconds")
+
+
+def direction_of(running: Running, peer: PeerId) -> Direction:
+    return running.host.links()[peer].direction
