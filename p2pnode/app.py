@@ -103,7 +103,7 @@ class _Sidecar:
                         log.info(
                             "ready",
                             extra={
-                                "name_": name,
+                                "node": name,
                                 "role": self._settings.node.role,
                                 "peer_id": identity.peer_id,
                                 "api": [str(address) for address in api],

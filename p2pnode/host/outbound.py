@@ -89,6 +89,4 @@ class OutboundQueue:
 
     def message_ids(self) -> tuple[MessageId, ...]:
         """Of the messages that wait."""
-        return tuple(
-            frame.message_id for waiting in self._classes for frame in waiting if frame.message_id is not None
-        )
+        return tuple(frame.message_id for waiting in self._classes for frame in waiting if frame.message_id is not None)

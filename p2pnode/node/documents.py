@@ -9,12 +9,12 @@ from p2pnode.core.message import format_message_id
 from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.node.history import Kept
 from p2pnode.ports import JsonObject, Link
-from p2pnode.wire.payload import format_time, parse_json
+from p2pnode.wire.payload import decode_payload, format_time, parse_json
 
 
 def message_document(kept: Kept, origin_name: str | None) -> JsonObject:
     """One message for the agent. `payload` is JSON where it is JSON, else base64 with `encoding`."""
-    message, payload = kept.message, kept.payload
+    message, payload = kept.message, decode_payload(kept.message.data)
     metadata = payload.metadata
     document: JsonObject = {
         "id": format_message_id(message.id),

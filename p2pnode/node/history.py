@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import trio
 
 from p2pnode.core.message import MessageId, SignedMessage
-from p2pnode.core.metadata import Payload
 
 MAX_TOPICS = 1000
-# A kept message costs its bytes about twice (raw and parsed) and this much around them.
+# A kept message costs its bytes twice (raw, and the data taken out of it) and this much around them.
+# It is decoded anew at each reading: a parsed document can be twenty times its text.
 _OVERHEAD_BYTES = 1500
 
 
@@ -28,7 +28,6 @@ class Kept:
 
     position: int
     message: SignedMessage
-    payload: Payload
     received_at_ns: int
     carrier: str
 
@@ -59,12 +58,12 @@ class History:
         self.bytes = 0
         self.evicted = 0
 
-    def append(self, message: SignedMessage, payload: Payload, *, received_at_ns: int, carrier: str) -> bool:
+    def append(self, message: SignedMessage, *, received_at_ns: int, carrier: str) -> bool:
         """Keep a message and wake its followers; False when its id is kept already, or no topic more fits."""
         if message.id in self._index or not self.open(message.topic):
             return False
         log = self._logs[message.topic]
-        kept = Kept(log.next_position, message, payload, received_at_ns, carrier)
+        kept = Kept(log.next_position, message, received_at_ns, carrier)
         log.next_position += 1
         log.kept.append(kept)
         self._index[message.id] = (message.topic, kept.position)

@@ -32,7 +32,6 @@ class Inbound:
         self._history = history
         self._members = members
         self._wall_ns = wall_ns
-        self._judged: tuple[bytes, Payload] | None = None
         self.received: Counter[str] = Counter()
 
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
@@ -53,8 +52,6 @@ class Inbound:
                     },
                 )
                 return Ignore("opportunity")
-        # `deliver` follows at once for an accepted message; decoding twice costs more than it is worth.
-        self._judged = (message.id, payload)
         return verdict
 
     def _judge_times(self, payload: Payload) -> Verdict:
@@ -72,19 +69,16 @@ class Inbound:
         """Keep an accepted message and wake its followers."""
         if message.topic == MEMBERS_TOPIC:
             return
-        if self._judged is not None and self._judged[0] == message.id:
-            payload = self._judged[1]
-        else:
-            payload = decode_payload(message.data)
-        if not self._history.append(message, payload, received_at_ns=self._wall_ns(), carrier=carrier):
+        if not self._history.append(message, received_at_ns=self._wall_ns(), carrier=carrier):
             return
         self.received[message.topic] += 1
-        if message.topic == OPPORTUNITY_TOPIC and payload.document is not None:
+        if message.topic == OPPORTUNITY_TOPIC:
+            document = decode_payload(message.data).document or {}
             log.info(
                 "Received council opportunity",
                 extra={
-                    "council_id": payload.document.get("council_id"),
-                    "project": payload.document.get("project_name"),
+                    "council_id": document.get("council_id"),
+                    "project": document.get("project_name"),
                     "origin": peer_id_text(message.origin),
                 },
             )

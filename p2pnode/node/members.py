@@ -97,6 +97,10 @@ class Members:
         self._write_own(record)
         self._announce.set()
 
+    def say_goodbye(self) -> None:
+        """Write our last record; the caller publishes it."""
+        self._write_own(dataclasses.replace(self.own, left=True))
+
     def link_opened(self, link: Link) -> None:
         """The host has a link to a peer; whoever dialled starts the exchange."""
         self.table.heard_from(link.peer, self._tools.wall_ns())

@@ -18,7 +18,7 @@ from p2pnode.errors import Fault, InvalidMessage, InvalidRequest, PayloadTooLarg
 from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.seqno import SeqnoSource
 from p2pnode.ports import Gossip, Published
-from p2pnode.wire.payload import MEMBER, decode_payload, encode_envelope, encode_json_payload, parse_json_object
+from p2pnode.wire.payload import MEMBER, encode_envelope, encode_json_payload, parse_json_object
 from p2pnode.wire.pubsub import seal_message
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Publisher:
         message = seal_message(
             origin=self._signer.origin, seqno=seqno, topic=draft.topic, data=data, sign=self._signer.sign
         )
-        self._history.append(message, decode_payload(data), received_at_ns=now, carrier="local")
+        self._history.append(message, received_at_ns=now, carrier="local")
         self._previous[draft.topic] = seqno
         with trio.CancelScope(shield=True):  # what is kept is sent, even if whoever asked has gone
             await self._gossip.publish(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -18,17 +18,17 @@ from p2pnode.core.message import (
     SignedMessage,
     Verdict,
     format_message_id,
-    parse_message_id,
-    parse_topic,
 )
-from p2pnode.core.peerid import PeerId, peer_id_text
-from p2pnode.errors import EnvironmentFault, Fault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.core.peerid import PeerId
+from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.node.dialer import Dialer, DialSettings
-from p2pnode.node.documents import member_document, message_document, peer_order, stranger_document
-from p2pnode.node.history import MAX_TOPICS, History, Kept
+from p2pnode.node.documents import member_document, peer_order, stranger_document
+from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members, Tools
+from p2pnode.node.metrics import gossip_metrics, history_metrics, member_metrics
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
+from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
 from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, Link, Published, SeqnoStore
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 PING_SECONDS = 30.0
 FLUSH_SECONDS = 2.0
-READ_BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,8 @@ class Node:
         self._stopping = trio.Event()
         self._link_is_new = trio.Event()
         self._rtt_ms: dict[PeerId, float] = {}
-        self._streams: Counter[str] = Counter()
+        self._followers = 0
+        self._reader = Reader(self._history, self._name_of, self._stopping)
 
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
@@ -157,7 +157,7 @@ class Node:
         if self._publisher is not None:
             self._publisher.draining = True
         with trio.move_on_after(FLUSH_SECONDS):
-            self.members.update_own(dataclasses.replace(self.members.own, left=True))
+            self.members.say_goodbye()
             try:
                 await self._publish_record(self.members.own.signed)
             except EnvironmentFault as error:  # nobody there to say goodbye to, or a full disk
@@ -261,8 +261,7 @@ class Node:
             "links": len(self._host.links()),
             "members": {state: count for state, count in sorted(self._states().items())},
             "bootstrap": [
-                {"addr": addr, "error": self._dialer.bootstrap_errors.get(addr)}
-                for addr in self._dialer.bootstraps
+                {"addr": addr, "error": self._dialer.bootstrap_errors.get(addr)} for addr in self._dialer.bootstraps
             ],
         }
 
@@ -339,52 +338,21 @@ class Node:
         )
 
     def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
-        _check_topic(topic)
-        position = self._position(topic, after) if after is not None else self._history.first_position(topic)
-        return [self._document(kept) for kept in self._history.read(topic, position, limit)]
+        return self._reader.page(topic, after=after, limit=limit)
 
     @asynccontextmanager
     async def follow(self, topic: str, *, start: str) -> AsyncIterator[AsyncIterator[Followed]]:
-        _check_topic(topic)
-        match start:
-            case "now":
-                position = self._history.end_position(topic)
-            case "start":
-                position = self._history.first_position(topic)
-            case _:
-                position = self._position(topic, start)
+        position = self._reader.position(topic, start)
         if not self._history.open(topic):
             raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
         await self.gossip.subscribe(topic)
-        self._streams[topic] += 1
-        stream = self._stream(topic, position)
+        self._followers += 1
+        stream = self._reader.follow(topic, position)
         try:
             yield stream
         finally:
-            self._streams[topic] -= 1
+            self._followers -= 1
             await stream.aclose()
-
-    async def _stream(self, topic: str, position: int) -> AsyncGenerator[Followed, None]:
-        while not self._stopping.is_set():
-            first = self._history.first_position(topic)
-            if position < first:
-                yield Followed(lost=first - position)
-                position = first
-            for kept in tuple(self._history.read(topic, position, READ_BATCH)):
-                yield Followed(document=self._document(kept))
-                position = kept.position + 1
-            await self._wait_for_more(topic, position)
-
-    async def _wait_for_more(self, topic: str, position: int) -> None:
-        """Until the topic goes on or the node stops."""
-        async with trio.open_nursery() as nursery:
-
-            async def until(wait: Callable[[], Awaitable[None]]) -> None:
-                await wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(until, lambda: self._history.wait_beyond(topic, position))
-            nursery.start_soon(until, self._stopping.wait)
 
     def bootstrap_peers(self) -> list[str]:
         addrs = list(self._host.addrs())
@@ -394,32 +362,9 @@ class Node:
         return addrs
 
     def metrics(self) -> Mapping[str, float]:
-        out: dict[str, float] = {
-            "p2pnode_links": len(self._host.links()),
-            "p2pnode_history_messages_evicted_total": self._history.evicted,
-            "p2pnode_history_bytes": self._history.bytes,
-            "p2pnode_followers": sum(self._streams.values()),
-        }
-        for state, count in self._states().items():
-            out[f'p2pnode_members{{state="{state}"}}'] = count
-        for reason, count in self.members.refused.items():
-            out[f'p2pnode_member_records_refused_total{{reason="{reason}"}}'] = count
-        out['p2pnode_member_records_refused_total{reason="full"}'] = self.members.table.refused
-        if self._gossip is None:
-            return out
-        out["p2pnode_outbound_waiting"] = self._gossip.waiting()
-        for container, size in self._gossip.sizes().items():
-            out[f'p2pnode_router_entries{{container="{container}"}}'] = size
-        for (verdict, reason), count in self._gossip.counters().items():
-            out[f'p2pnode_gossip_inbound_total{{verdict="{verdict}",reason="{reason}"}}'] = count
-        for topic in self._gossip.topics():
-            out[f'p2pnode_topic_peers{{topic="{topic}"}}'] = len(self._gossip.topic_peers(topic))
-            out[f'p2pnode_mesh_peers{{topic="{topic}"}}'] = len(self._gossip.mesh(topic))
-            out[f'p2pnode_messages_received_total{{topic="{topic}"}}'] = self._inbound.received[topic]
-            out[f'p2pnode_messages_published_total{{topic="{topic}"}}'] = self.publisher.published[topic]
-        for reason, count in self.publisher.refused.items():
-            out[f'p2pnode_publish_refused_total{{reason="{reason}"}}'] = count
-        return out
+        own = {"p2pnode_links": float(len(self._host.links())), "p2pnode_followers": float(self._followers)}
+        gossip = gossip_metrics(self._gossip, self._inbound, self.publisher) if self._gossip is not None else {}
+        return {**own, **history_metrics(self._history), **member_metrics(self.members), **gossip}
 
     # -- helpers -----------------------------------------------------------------------
 
@@ -427,28 +372,9 @@ class Node:
         # A machine can have more addresses than a record takes; loopback stands last.
         return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
 
+    def _name_of(self, peer: PeerId) -> str | None:
+        member = self.members.table.get(peer)
+        return member.record.name if member else None
+
     def _states(self) -> Counter[str]:
         return Counter(member.state.value for member in self.members.table.all().values())
-
-    def _document(self, kept: Kept) -> JsonObject:
-        member = self.members.table.get(peer_id_text(kept.message.origin))
-        return message_document(kept, member.record.name if member else None)
-
-    def _position(self, topic: str, after: str) -> int:
-        try:
-            position = self._history.position_after(topic, parse_message_id(after))
-        except InvalidMessage as error:
-            raise InvalidRequest("unknown message", [Fault("after", error.detail)]) from error
-        if position is None:
-            raise InvalidRequest(
-                "unknown message",
-                [Fault("after", f"{after} is not kept here in {topic}; read from `start` instead")],
-            )
-        return position
-
-
-def _check_topic(topic: str) -> None:
-    try:
-        parse_topic(topic)
-    except InvalidMessage as error:
-        raise InvalidRequest("no such topic", [Fault("topic", error.detail)]) from error

@@ -24,9 +24,7 @@ from p2pnode.wire.pb.p2pnode.v1 import envelope_pb2
 MEMBER = "p2pnode"
 _MAGIC = 0x316E_6E70_3270_21FF
 _MAGIC_PREFIX = b"\x09" + _MAGIC.to_bytes(8, "little")
-_RFC3339 = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|z|[+-]\d\d:\d\d)", re.ASCII
-)
+_RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|z|[+-]\d\d:\d\d)", re.ASCII)
 _SPACE = b" \t\r\n"
 _MAX_DEPTH = 128
 """Far below where Python's own JSON writer gives up, so that what was read can be written again."""

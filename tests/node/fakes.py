@@ -140,11 +140,12 @@ class FakeHost:
 
     async def dial(self, addr: str) -> PeerId:
         self.network.dials.append(Dial(trio.current_time(), self._peer_id, addr))
-        await trio.sleep(self.network.dial_seconds)
         where, _, peer = addr.rpartition("/p2p/")
         other = self.network.hosts.get(where)
         if PeerId(peer) in self._links:
+            await trio.lowlevel.checkpoint()
             return PeerId(peer)
+        await trio.sleep(self.network.dial_seconds)
         if other is None or other.peer_id != peer or {peer, self._peer_id} & self.network.down:
             raise Unavailable(f"{addr}: nobody answers", reason="dial")
         self.gain(Link(other.peer_id, "outbound", other.addr))

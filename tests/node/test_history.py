@@ -24,7 +24,7 @@ def message(number: int, topic: str = "t", size: int = 0) -> SignedMessage:
 
 
 def keep(history: History, number: int, topic: str = "t", size: int = 0) -> bool:
-    return history.append(message(number, topic, size), NOTHING, received_at_ns=number, carrier="gossip")
+    return history.append(message(number, topic, size), received_at_ns=number, carrier="gossip")
 
 
 def numbers(history: History, topic: str = "t", position: int = 0, limit: int = 1000) -> list[int]:

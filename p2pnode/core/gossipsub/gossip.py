@@ -83,7 +83,7 @@ def _wanted(state: State, peer: Peer, mid: MessageId) -> bool:
     if mid in state.seen or not SEQNO_BYTES < len(mid) <= SEQNO_BYTES + MAX_PEER_ID_BYTES:
         return False
     if state.promises:
-        others, already = state.promises.asked(mid, peer.id)
+        others, already = state.promises.asked(mid, peer.id, state.now)
         if already or others >= state.params.max_asks_per_id:
             return False
     return not state.held(mid)

@@ -64,7 +64,7 @@ class Params:
         max_ihave_rpcs: RPCs with IHAVE heard per peer and heartbeat. Go 10.
         max_ihave_ids: ids per IHAVE sent, and ids asked of one peer per heartbeat. Go 5,000. Ours 1,000:
             ten windows at 100 messages/s.
-        max_asks_per_id: peers asked for one id at the same time. Go: all that advertise. Ours 3: the others
+        max_asks_per_id: peers asked for one id within one heartbeat. Go: all that advertise. Ours 3: the others
             would only send duplicates.
         iwant_followup_seconds: a promise not kept by then is broken (P7). Spec 3.
         max_promises: open questions remembered; over it we ask without holding the peer to it. Ours: 4,096.

@@ -29,13 +29,16 @@ class Promises:
 
     Args:
         seconds: how long a peer has to answer.
+        patience: seconds after which somebody else may be asked meanwhile, or peers that never answer
+            would keep us from asking those that do.
         bound: questions remembered; over it none is entered, so nobody is held to it.
     """
 
-    __slots__ = ("_bound", "_by_id", "_order", "_seconds")
+    __slots__ = ("_bound", "_by_id", "_order", "_patience", "_seconds")
 
-    def __init__(self, seconds: float, bound: int) -> None:
+    def __init__(self, seconds: float, patience: float, bound: int) -> None:
         self._seconds = seconds
+        self._patience = patience
         self._bound = bound
         self._by_id: dict[MessageId, list[_Ask]] = {}
         self._order: deque[_Ask] = deque()
@@ -46,10 +49,11 @@ class Promises:
     def __bool__(self) -> bool:
         return bool(self._by_id)
 
-    def asked(self, mid: MessageId, peer: PeerId) -> tuple[int, bool]:
-        """How many peers were asked for it and may still answer, and whether `peer` is one."""
-        asks = self._by_id.get(mid)
-        return (len(asks), any(ask.peer == peer for ask in asks)) if asks else (0, False)
+    def asked(self, mid: MessageId, peer: PeerId, now: float) -> tuple[int, bool]:
+        """How many peers were asked for it within our patience, and whether `peer` still owes it."""
+        asks = self._by_id.get(mid, ())
+        recent = now + self._seconds - self._patience
+        return sum(ask.expires > recent for ask in asks), any(ask.peer == peer for ask in asks)
 
     def ask(self, mid: MessageId, peer: PeerId, tracked: bool, now: float) -> None:
         """Remember a question."""

@@ -129,7 +129,7 @@ class State:
         self.seen = SeenCache(params.seen_seconds, params.seen_ids)
         self.mcache = MessageCache(params.history_windows, params.gossip_windows, params.history_bytes)
         self.backoffs = Backoffs(params.backoff_slack_seconds, params.max_backoff_seconds, params.max_backoffs)
-        self.promises = Promises(params.iwant_followup_seconds, params.max_promises)
+        self.promises = Promises(params.iwant_followup_seconds, params.heartbeat_seconds, params.max_promises)
         self.unwanted = Unwanted(params.idontwant_heartbeats, params.max_unwanted)
         self.scores = Scores(params.score)
 
