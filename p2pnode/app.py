@@ -23,7 +23,7 @@ from p2pnode.config import Loaded, Settings
 from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.gossipsub.params_score import ScoreParams
 from p2pnode.core.member import MemberRecord
-from p2pnode.errors import EnvironmentFault, InvalidMessage, P2PNodeError
+from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig, InvalidMessage, P2PNodeError
 from p2pnode.host.library import open_host
 from p2pnode.host.meshsub import open_meshsub
 from p2pnode.identity import Identity, open_identity, verifier_for
@@ -35,6 +35,7 @@ from p2pnode.node.sidecar import Keys, Node, NodeSettings
 from p2pnode.paths import register, runtime_dir
 from p2pnode.store.ceiling import SeqnoFile
 from p2pnode.store.lock import locked_data_dir
+from p2pnode.wire.members import MAX_ADDRS, sign_record
 from p2pnode.wire.pubsub import message_verify
 
 log = logging.getLogger(__name__)
@@ -230,8 +231,13 @@ class _Sidecar:
 
 
 def _own_record(settings: Settings, identity: Identity, name: str) -> MemberRecord:
+    """Who we are, for others to read.
+
+    Raises:
+        InvalidConfig: it would be larger than others accept.
+    """
     agent = settings.agent
-    return MemberRecord(
+    record = MemberRecord(
         peer_id=identity.peer_id,
         incarnation=0,
         name=name,
@@ -245,6 +251,15 @@ def _own_record(settings: Settings, identity: Identity, name: str) -> MemberReco
         cluster_id=agent.cluster_id,
         version=__version__,
     )
+    try:
+        # With as many and as long addresses as a record may carry.
+        sign_record(replace(record, addrs=("x" * 64,) * MAX_ADDRS), identity.sign)
+    except InvalidMessage as error:
+        raise InvalidConfig(
+            "the member record is larger than other nodes accept",
+            [Fault("agent", f"{error.detail}; shorten agent.capabilities, agent.model or agent.endpoint")],
+        ) from error
+    return record
 
 
 def _gossip_params(settings: Settings) -> Params:

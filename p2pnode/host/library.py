@@ -19,6 +19,12 @@ from typing import Any
 os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
 
 import trio
+
+from p2pnode.host.lean import UNUSED, without
+
+with without(UNUSED):
+    import libp2p.host.basic_host  # noqa: F401  # the first import of the library, here and not below
+
 from libp2p import new_host
 from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
 from libp2p.crypto.ed25519 import Ed25519PrivateKey

@@ -2,81 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
+from multiaddr.multiaddr import Multiaddr
 
-from p2pnode.host.frames import encode_frame, encode_varint
+from p2pnode.core.message import SignedMessage
+from p2pnode.errors import Unavailable
+from p2pnode.host.frames import FrameDecoder, encode_frame, encode_varint
 from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, open_host, to_library_id
 from p2pnode.identity import Identity
-from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC, Message
+from p2pnode.wire.pb.libp2p.v1.peer_record_pb2 import Envelope, PeerRecord
+from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import (
+    RPC,
+    ControlGraft,
+    ControlIHave,
+    ControlIWant,
+    ControlMessage,
+    ControlPrune,
+    Message,
+    PeerInfo,
+)
+from p2pnode.wire.peerrecord import DOMAIN, PAYLOAD_TYPE
 from p2pnode.wire.pubsub import seal_message
+from p2pnode.wire.rpc import MAX_RPC_BYTES
+from tests.e2e.harness import Node, wait_until
 
 MESHSUB = "/meshsub/1.1.0"
+PATIENCE_SECONDS = 120.0
+
+Hear = Callable[[INetStream], object]
 
 
 class HostilePeer:
-    """One connection to a victim; each call opens a stream of its own."""
+    """One connection to a victim, and one pubsub stream on it that is opened again when the victim ends it.
+
+    Attributes:
+        heard: the RPCs that the victim sent.
+    """
 
     def __init__(self, host: LibraryHost, identity: Identity, victim: str) -> None:
         self._host = host
-        self.identity = identity
         self._victim = victim
+        self._stream: INetStream | None = None
+        self.identity = identity
+        self.heard: list[RPC] = []
+
+    @property
+    def host(self) -> LibraryHost:
+        return self._host
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._host.links())
 
     async def open(self, protocol: str = MESHSUB) -> INetStream:
         peer = await self._host.dial(self._victim)
         return await self._host.library.new_stream(to_library_id(peer), [TProtocol(protocol)])
 
-    async def write(self, data: bytes, protocol: str = MESHSUB) -> None:
-        """Write bytes and leave the stream open; a victim that hangs up in between is fine."""
-        stream = await self.open(protocol)
+    async def write(self, data: bytes) -> None:
+        """Write bytes to the pubsub stream; a victim that hangs up in between is fine."""
         try:
             with trio.move_on_after(10):
-                await stream.write(data)
-        except LIBRARY_ERRORS:
+                if self._stream is None:
+                    self._stream = await self.open()
+                await self._stream.write(data)
+                return
+        except (Unavailable, *LIBRARY_ERRORS):
+            pass
+        self._stream = None
+
+    async def write_to(self, protocol: str, data: bytes) -> None:
+        """Write bytes to a new stream of another protocol, and leave it open."""
+        try:
+            with trio.move_on_after(10):
+                await (await self.open(protocol)).write(data)
+        except (Unavailable, *LIBRARY_ERRORS):
             pass
 
-    async def send_rpc(self, rpc: RPC) -> None:
-        await self.write(encode_frame(rpc.SerializeToString()))
+    async def send(self, *rpcs: RPC) -> None:
+        for rpc in rpcs:
+            await self.write(encode_frame(rpc.SerializeToString()))
+
+    async def hear(self, stream: INetStream) -> None:
+        decoder = FrameDecoder(MAX_RPC_BYTES)
+        while data := await stream.read(65_536):
+            self.heard += [RPC.FromString(frame) for frame in decoder.feed(data)]
+
+    async def until_heard(self, what: str, said: Callable[[RPC], bool]) -> RPC:
+        """The first RPC from the victim of which `said` holds."""
+
+        def found() -> RPC | None:
+            return next((rpc for rpc in tuple(self.heard) if said(rpc)), None)
+
+        return await eventually(what, found)
+
+    def score(self, victim: Node) -> float | None:
+        """What the victim thinks of it; None when it is not connected."""
+        return next((peer["score"] for peer in victim.get("/api/v1/peers") if peer["peer_id"] == self.identity.peer_id), None)
+
+
+async def eventually[T](what: str, found: Callable[[], T | None], seconds: float = PATIENCE_SECONDS) -> T:
+    """As `wait_until`, beside running streams."""
+    return await trio.to_thread.run_sync(wait_until, what, found, seconds)
 
 
 @asynccontextmanager
-async def hostile_peer(victim: str) -> AsyncIterator[HostilePeer]:
-    """A hostile peer that can dial `victim` (a multiaddr with its peer id)."""
+async def hostile_peer(victim: str, *, listens: bool = True, reads: bool = True) -> AsyncIterator[HostilePeer]:
+    """A hostile peer that can dial `victim` (a multiaddr with its peer id).
+
+    Args:
+        listens: take the victim's pubsub stream, too.
+        reads: read what comes by it; else its window is never opened again.
+    """
     identity = Identity.generate()
-    async with open_host(identity, ["/ip4/127.0.0.1/tcp/0"]) as host:
-        yield HostilePeer(host, identity, victim)
+    async with open_host(identity, []) as host:
+        peer = HostilePeer(host, identity, victim)
+        if listens:
+            host.set_handler(MESHSUB, peer.hear if reads else _never_read)
+        yield peer
 
 
-def oversize_length() -> bytes:
-    return encode_varint(1 << 40) + b"x" * 100
-
-
-def endless_varint() -> bytes:
-    return b"\xff" * 64
-
-
-def garbage() -> bytes:
-    return encode_frame(bytes(range(256)) * 8)
-
-
-def unsigned(identity: Identity, topic: str, data: bytes, seqno: int) -> RPC:
-    message = Message(data=data, seqno=seqno.to_bytes(8, "big"), topic=topic)
-    setattr(message, "from", identity.peer_id_bytes)
-    return RPC(publish=[message.SerializeToString()])
-
-
-def signed(identity: Identity, topic: str, data: bytes, seqno: int) -> RPC:
-    sealed = seal_message(origin=identity.peer_id_bytes, seqno=seqno, topic=topic, data=data, sign=identity.sign)
-    return RPC(publish=[sealed.raw])
-
-
-def forged(identity: Identity, topic: str, data: bytes, seqno: int) -> RPC:
-    """Signed well, then changed: the signature does not fit the data any more."""
-    sealed = seal_message(origin=identity.peer_id_bytes, seqno=seqno, topic=topic, data=data, sign=identity.sign)
-    message = Message.FromString(sealed.raw)
-    message.data = data + b"!"
-    return RPC(publish=[message.SerializeToString()])
+async def _never_read(stream: INetStream) -> None:
+    await trio.sleep_forever()

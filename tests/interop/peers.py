@@ -130,6 +130,11 @@ class ForeignPeer:
         peers = (await self._request({"cmd": "mesh", "topic": topic}))["peers"]
         return None if peers is None else frozenset(peers)
 
+    async def streams(self, peer_id: str) -> frozenset[tuple[str, str]] | None:
+        """Open pubsub streams with a peer as (`inbound` or `outbound`, protocol); None from go and kubo."""
+        streams = (await self._request({"cmd": "streams", "peer": peer_id}))["streams"]
+        return None if streams is None else frozenset((direction, protocol) for direction, protocol in streams)
+
     async def stats(self) -> Stats:
         answer = await self._request({"cmd": "stats"})
         return Stats(rss_bytes=answer["rss_bytes"], cpu_seconds=answer["cpu_seconds"])

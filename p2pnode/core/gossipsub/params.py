@@ -76,8 +76,10 @@ class Params:
         idontwant_heartbeats: how long a peer's IDONTWANT counts. Go 3.
         max_idontwant_ids: ids heard per peer and heartbeat. Go 1,000 messages of 10. Ours 512 ids.
         max_unwanted: such notices remembered altogether; over it further ones are not heeded. Ours: 16,384.
-        max_validations: messages that may wait for a verdict; also per peer, and in bytes. Over it a message
-            is ignored and its id not remembered, so another copy may come later. Ours: 512, 128, 16 MiB.
+        max_validations: messages that may wait for a verdict. Over it a message is ignored and its id not
+            remembered, so another copy may come later. Ours: 512.
+        max_validations_per_peer: likewise for the messages of one peer. Ours: 128.
+        max_validation_bytes: likewise for their bytes together. Ours: 16 MiB.
         validation_seconds: a verdict that takes longer is given up as if it were over the limit.
         max_peers: connected peers; one more is sent away.
         max_topics: topics we take part in.

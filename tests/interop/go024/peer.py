@@ -79,6 +79,9 @@ class GoPeer:
     def mesh(self, topic: str) -> None:
         """The binding does not show the mesh."""
 
+    def streams(self, peer: str) -> None:
+        """The binding does not show streams."""
+
     def _joined(self, topic: str) -> Topic:
         if topic not in self._topics:
             self._topics[topic] = self._wait(self._pubsub.join(topic))

@@ -90,6 +90,13 @@ const commands = {
   peers: () => ids(node.getPeers()),
   topic_peers: ({ topic }) => ids(pubsub.getSubscribers(topic)),
   mesh: ({ topic }) => ids(pubsub.getMeshPeers(topic)),
+  streams: ({ peer }) => ({
+    streams: node.getConnections()
+      .filter((connection) => connection.remotePeer.toString() === peer)
+      .flatMap((connection) => connection.streams)
+      .filter(({ protocol }) => pubsub.protocols.includes(protocol))
+      .map(({ direction, protocol }) => [direction, protocol])
+  }),
   stats: () => {
     const pages = Number(readFileSync('/proc/self/statm', 'ascii').split(' ')[1])
     const { user, system } = process.cpuUsage()

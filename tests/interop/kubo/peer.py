@@ -103,6 +103,9 @@ class KuboPeer:
     def mesh(self, topic: str) -> None:
         """The library does not show the mesh."""
 
+    def streams(self, peer: str) -> None:
+        """The library does not show streams."""
+
     def close(self) -> None:
         self._kubo.CleanupNode(self._repo)
 
