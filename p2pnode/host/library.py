@@ -40,7 +40,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.tcp.tcp import TCP
 from multiaddr.exceptions import Error as MultiaddrError
 from multiaddr.multiaddr import Multiaddr
@@ -254,6 +254,31 @@ class LibraryHost:
         if self._links.pop(peer, None) is not None:
             for listener in self._listeners:
                 listener.link_closed(peer)
+
+
+class ThriftyReader:
+    """Reads a stream that is read for long, and gives the sender credit by halves of the window.
+
+    The library answers every single read with a window update, which costs a quarter of a hop's CPU;
+    the specification asks for no more than one per half window (yamux spec, "Flow Control").
+    """
+
+    def __init__(self, stream: INetStream) -> None:
+        muxed: Any = getattr(stream, "muxed_stream", None)
+        self._stream = stream
+        self._muxed = muxed if isinstance(muxed, YamuxStream) else None
+        self._owed = 0
+
+    async def read(self, n: int) -> bytes:
+        """At most `n` bytes; b"" or an error of the library at the end."""
+        if self._muxed is None:
+            return await self._stream.read(n)
+        data = await self._muxed.conn.read_stream(self._muxed.stream_id, n)
+        self._owed += len(data)
+        if 2 * self._owed >= self._muxed.target_recv_window:
+            owed, self._owed = self._owed, 0
+            await self._muxed._auto_tune_and_send_window_update(bytes_read=owed)
+        return data
 
 
 class _Notifee(INotifee):

@@ -20,7 +20,7 @@ from p2pnode.core.message import MessageId
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import InvalidMessage
 from p2pnode.host.frames import FrameDecoder, encode_frame
-from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, from_library_id, to_library_id
+from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, ThriftyReader, from_library_id, to_library_id
 from p2pnode.host.outbound import Frame, OutboundQueue
 from p2pnode.ports import Link, MeshsubEvents
 from p2pnode.wire.rpc import MAX_RPC_BYTES
@@ -199,9 +199,10 @@ class Meshsub:
             self._nursery.start_soon(self._host.reset, previous)
         self._introduce(peer, str(stream.get_protocol()))
         decoder = FrameDecoder(MAX_RPC_BYTES)
+        reader = ThriftyReader(stream)
         try:
             while True:
-                data = await stream.read(READ_BYTES)
+                data = await reader.read(READ_BYTES)
                 if not data:
                     return
                 for frame in decoder.feed(data):

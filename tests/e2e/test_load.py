@@ -50,6 +50,7 @@ def test_two_hundred_messages_at_ten_a_second_from_random_nodes_reach_all_34(fle
     have_all(fleet.nodes, TOPIC, ids)
 
 
+@pytest.mark.soak
 def test_at_fifty_a_second_each_message_is_delivered_or_refused(fleet: Fleet) -> None:
     ids, refused = publish_at(50, 500, fleet.nodes)
     assert set(refused) <= {429, 503}
@@ -75,6 +76,7 @@ def in_the_mesh(node: Node) -> bool:
     return bool(node.answers()) and any(t["topic"] == TOPIC and t["mesh"] for t in node.get("/api/v1/topics"))
 
 
+@pytest.mark.soak
 def test_a_publisher_restarted_with_its_key_after_a_thousand_messages_is_heard(fleet: Fleet) -> None:
     publisher = fleet.by_role("chorus")[20]
     others = [node for node in fleet.nodes if node is not publisher]

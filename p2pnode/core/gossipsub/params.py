@@ -81,7 +81,8 @@ class Params:
         max_validations_per_peer: likewise for the messages of one peer. Ours: 128.
         max_validation_bytes: likewise for their bytes together. Ours: 16 MiB.
         validation_seconds: a verdict that takes longer is given up as if it were over the limit.
-        max_peers: connected peers; one more is sent away.
+        max_peers: connected peers; one more is sent away. Ours 1,500: the hub of a star of 1,000 has them all
+            until they found each other; `host` bounds connections by its own means.
         max_topics: topics we take part in.
         max_peer_topics: subscriptions remembered per peer; the excess is ignored.
         max_backoffs: backoffs remembered; at the bound the oldest goes.
@@ -132,7 +133,7 @@ class Params:
     max_validations_per_peer: int = 128
     max_validation_bytes: int = 16 * 1024 * 1024
     validation_seconds: float = 30.0
-    max_peers: int = 512
+    max_peers: int = 1_500
     max_topics: int = 256
     max_peer_topics: int = 200
     max_backoffs: int = 4_096

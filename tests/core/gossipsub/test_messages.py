@@ -250,7 +250,10 @@ def test_the_first_to_deliver_earns_and_the_others_do_not() -> None:
 
 
 def test_copies_during_validation_count_as_mesh_deliveries_where_those_have_a_weight() -> None:
-    score = ScoreParams(topic=TopicScore(mesh_deliveries_weight=-1.0, mesh_deliveries_activation_seconds=0.5))
+    weighted = TopicScore(
+        mesh_deliveries_weight=-1.0, mesh_deliveries_threshold=0.5, mesh_deliveries_activation_seconds=0.5
+    )
+    score = ScoreParams(topic=weighted)
     kit = meshed("a", "b", "c", score=score)
     kit.rpc("a", message())
     kit.rpc("b", message())
