@@ -159,7 +159,7 @@ class Gossip(Protocol):
 
         Raises:
             Unavailable: reason `no-peers` when no peer is subscribed to the topic.
-            TooBusy: reason `peer-slow`: a peer's queue is too full.
+            TooBusy: reason `peer-slow`: every peer's queue is too full.
         """
 
     async def publish(self, message: SignedMessage) -> None:

@@ -134,8 +134,8 @@ class Network:
         delay: one-way seconds of a link; each link draws its own within `jitter` (a share) of it.
         loss: share of RPCs that vanish. Announcements of topics are spared: the protocol sends them once,
             over a stream that does not lose.
-        uplink: bytes per second that a node can send; 0: no limit.
-        judge: a node's verdict on a message.
+        uplink: message bytes per second that a node can send; 0: no limit. Control overtakes messages.
+        judge: a node's verdict on a message, which takes `judge_seconds`.
     """
 
     def __init__(
@@ -148,6 +148,7 @@ class Network:
         loss: float = 0.0,
         uplink: float = 0.0,
         judge: Callable[[Node, SignedMessage], Verdict] = lambda _node, _message: _ACCEPT,
+        judge_seconds: float = 0.0,
     ) -> None:
         self.rng = Random(seed)
         self.params = params
@@ -156,6 +157,7 @@ class Network:
         self.loss = loss
         self.uplink = uplink
         self.judge = judge
+        self.judge_seconds = judge_seconds
         self.now = 0.0
         self.nodes: dict[PeerId, Node] = {}
         self.everyone: list[Node] = []
@@ -245,7 +247,10 @@ class Network:
                 self._forward(node, effect)
             case Validate(message=message):
                 node.heard(message.id, hops)
-                self.give(node, Validated(message.id, self.judge(node, message)))
+                if self.judge_seconds:
+                    self.at(self.now + self.judge_seconds, self._judge, node, message)
+                else:
+                    self._judge(node, message)
             case Deliver(message=message):
                 node.got[message.id] = (self.now, node.hops(message.id))
             case SendRpc():
@@ -257,6 +262,10 @@ class Network:
                 self.dial(node, peer)
             case Disconnect(peer=peer):
                 self.hang_up(node, peer)
+
+    def _judge(self, node: Node, message: SignedMessage) -> None:
+        if node.alive:
+            self.give(node, Validated(message.id, self.judge(node, message)))
 
     def _forward(self, node: Node, effect: Forward) -> None:
         message = effect.message
@@ -276,7 +285,7 @@ class Network:
         if link is None:
             return
         leaves = self.now
-        if self.uplink:
+        if self.uplink and rpc.publish:
             leaves = node.uplink_free = max(self.now, node.uplink_free) + size / self.uplink
         if self.loss and not spared and self.rng.random() < self.loss:
             self.traffic["lost"] += 1
@@ -351,6 +360,7 @@ class Scenario:
         latency_ms: one way; `jitter` is the share by which links differ.
         loss: share of RPCs that vanish.
         uplink_bytes: per second and node; 0: no limit.
+        judge_ms: how long each node takes for its verdict.
         churn_per_minute: share of the nodes replaced, at random times; the first stays.
         cut_at_seconds: when the network falls into halves, for `cut_seconds`; 0: never. No messages count
             that are published less than 10 s before or during the cut, or within `settle_seconds` after it.
@@ -370,6 +380,7 @@ class Scenario:
     jitter: float = 0.2
     loss: float = 0.0
     uplink_bytes: float = 0.0
+    judge_ms: float = 0.0
     churn_per_minute: float = 0.0
     hostile: float = 0.0
     hostile_kind: str = ""
@@ -457,6 +468,7 @@ def simulate(scenario: Scenario, seed: int, params: Params | None = None) -> Rep
         jitter=scenario.jitter,
         loss=scenario.loss,
         uplink=scenario.uplink_bytes,
+        judge_seconds=scenario.judge_ms / 1000,
     )
     _start(network, scenario)
     sent: list[_Sent] = []

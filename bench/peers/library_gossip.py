@@ -162,7 +162,7 @@ class _Pubsub(Pubsub):
 
 
 class LibraryGossip:
-    """`ports.Gossip` on the library's router. Made by `open_gossip`."""
+    """What the benchmark needs of `ports.Gossip`, on the library's router. Made by `open_gossip`."""
 
     def __init__(
         self, host: LibraryHost, events: GossipEvents, verify: Verify, *, degree: int, heartbeat_seconds: float
@@ -249,18 +249,20 @@ class LibraryGossip:
             self.count("reject" if isinstance(verdict, Reject) else "ignore", verdict.why)
             return
         self.count("accept", "relayed" if verdict.relay else "old")
-        self._events.deliver(message, source)
+        self._events.deliver(message, source, restored=False)
         if verdict.relay:
             await self.router.publish(peer, _to_library(message))
             await self._hang_up_on_overflow()
 
     def _judge(self, message: SignedMessage, source: PeerId) -> Verdict:
         try:
-            return self._events.judge(message, source)
+            verdict = self._events.judge(message, source)
         except Exception:
             # A validator's failure must not end the peer's reader, and says nothing about the peer.
             log.exception("a validator failed", extra={"topic": message.topic})
             return Ignore("validator-failed")
+        # A verdict that comes later has no way into the library's router.
+        return verdict if verdict is not None else Ignore("no-verdict")
 
     async def subscribe(self, topic: str) -> None:
         if topic in self.pubsub.topic_ids:

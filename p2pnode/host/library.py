@@ -33,7 +33,9 @@ from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -135,14 +137,28 @@ class LibraryHost:
 
     async def hang_up(self, peer: PeerId) -> None:
         # close_peer hangs behind a stalled write: closing the raw sockets does not.
+        connections = tuple(self.swarm.get_connections(to_library_id(peer)))
         with trio.move_on_after(HANG_UP_SECONDS / 2) as patience:
             try:
                 await self.swarm.close_peer(to_library_id(peer))
             except LIBRARY_ERRORS as error:
                 log.debug("closing a connection failed", extra={"peer": peer, "reason": _reason(error)})
         if patience.cancelled_caught:
-            for connection in self.swarm.get_connections(to_library_id(peer)):
+            for connection in connections:
                 self._cut(connection)
+            for connection in connections:
+                await self._bury(connection)
+
+    async def _bury(self, connection: INetConn) -> None:
+        """End what the library thinks is closed already: a second `close` of it does nothing and reports nothing."""
+        if isinstance(connection, SwarmConn):
+            with trio.move_on_after(HANG_UP_SECONDS / 4):
+                try:
+                    await connection._cleanup()
+                except LIBRARY_ERRORS as error:
+                    log.debug("clearing up after a connection failed", extra={"reason": _reason(error)})
+            self.swarm.remove_conn(connection)
+        self._closed(connection)
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
         async with self._stream(peer, protocol) as stream:
@@ -302,6 +318,17 @@ class _Notifee(INotifee):
     async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
 
 
+class _NoAutoConnector(AutoConnector):
+    """Dials nobody. The library's dials, up to the middle of its two watermarks, every peer that identify
+    ever named, at addresses that the peer itself chose, and those that we hung up on too."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None: ...
+
+    async def maybe_connect(self) -> None: ...
+
+    def record_disconnect(self, peer_id: ID) -> None: ...
+
+
 @asynccontextmanager
 async def open_host(
     identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = ()
@@ -338,6 +365,7 @@ async def open_host(
     swarm = library.get_network()
     assert isinstance(swarm, Swarm)
     swarm.set_resource_manager(None)
+    swarm.auto_connector = _NoAutoConnector(swarm)
     # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
     swarm._inbound_limiter.total_tokens = math.inf
     swarm.set_stream_handler(functools.partial(_negotiate, swarm.common_stream_handler))

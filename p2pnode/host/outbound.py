@@ -14,6 +14,7 @@ WRITE_BYTES = 256 * 1024
 """Frames joined into one write: a yamux window."""
 
 _DROP_ORDER = (Priority.FORWARD, Priority.GOSSIP)
+_NEVER_DROPPED = (Priority.CONTROL, Priority.OWN)
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class OutboundQueue:
         self._max_bytes = max_bytes
         self._max_frames = max_frames
         self._classes: tuple[deque[Frame], ...] = tuple(deque() for _ in Priority)
+        self._sizes = [0 for _ in Priority]
         self.bytes = 0
         self.frames = 0
         self.dropped = 0
@@ -46,41 +48,46 @@ class OutboundQueue:
         Returns:
             Whether it was taken, and the ids of messages that were dropped for it (its own when it was not).
         """
-        lost: list[MessageId] = []
         size = len(frame.data)
+        if not self._can_make_room(size):
+            self.dropped += 1
+            return False, () if frame.message_id is None else (frame.message_id,)
+        lost: list[MessageId] = []
         while self.bytes + size > self._max_bytes or self.frames + 1 > self._max_frames:
             victim = self._drop()
-            if victim is None:
-                self.dropped += 1
-                if frame.message_id is not None:
-                    lost.append(frame.message_id)
-                return False, tuple(lost)
             if victim.message_id is not None:
                 lost.append(victim.message_id)
         self._classes[priority].append(frame)
+        self._sizes[priority] += size
         self.bytes += size
         self.frames += 1
         return True, tuple(lost)
 
-    def _drop(self) -> Frame | None:
-        for priority in _DROP_ORDER:
-            if self._classes[priority]:
-                victim = self._classes[priority].popleft()
-                self.bytes -= len(victim.data)
-                self.frames -= 1
-                self.dropped += 1
-                return victim
-        return None
+    def _can_make_room(self, size: int) -> bool:
+        """Decided before anything is dropped: a frame that is refused costs no other its place."""
+        fixed_bytes = sum(self._sizes[priority] for priority in _NEVER_DROPPED)
+        fixed_frames = sum(len(self._classes[priority]) for priority in _NEVER_DROPPED)
+        return fixed_bytes + size <= self._max_bytes and fixed_frames + 1 <= self._max_frames
+
+    def _drop(self) -> Frame:
+        priority = next(priority for priority in _DROP_ORDER if self._classes[priority])
+        victim = self._classes[priority].popleft()
+        self._sizes[priority] -= len(victim.data)
+        self.bytes -= len(victim.data)
+        self.frames -= 1
+        self.dropped += 1
+        return victim
 
     def take(self, max_bytes: int = WRITE_BYTES) -> bytes:
         """The next frames, most urgent first, joined: at least one, and no more than `max_bytes` otherwise."""
         parts: list[bytes] = []
         size = 0
-        for waiting in self._classes:
+        for priority, waiting in enumerate(self._classes):
             while waiting and (not parts or size + len(waiting[0].data) <= max_bytes):
                 frame = waiting.popleft()
                 parts.append(frame.data)
                 size += len(frame.data)
+                self._sizes[priority] -= len(frame.data)
             if waiting:
                 break
         self.bytes -= size

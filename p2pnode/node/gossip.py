@@ -48,7 +48,7 @@ from p2pnode.wire.rpc import decode_rpc, encode_publish, encode_rpc
 log = logging.getLogger(__name__)
 
 BUSY_FRAMES = 512
-"""Own publishes are refused while a mesh peer has this many frames unsent, far below the queue's bound."""
+"""Own publishes are refused while every mesh peer has this many frames unsent, far below the queue's bound."""
 
 
 class RoutedGossip:
@@ -200,13 +200,14 @@ class RoutedGossip:
                 retry_after_seconds=2.0,
                 hint="`p2pnode peers` shows who is there; check the bootstrap addresses",
             )
-        for peer in self._router.mesh(Topic(topic)) or peers:
-            if (waiting := self._streams.waiting(peer)) >= BUSY_FRAMES:
-                raise TooBusy(
-                    f"{waiting} messages wait for {peer}; more cannot be promised",
-                    reason="peer-slow",
-                    retry_after_seconds=1.0,
-                )
+        # The least busy one decides: it passes the message on, and one peer that reads nothing must not silence us.
+        waiting = min(map(self._streams.waiting, self._router.mesh(Topic(topic)) or peers))
+        if waiting >= BUSY_FRAMES:
+            raise TooBusy(
+                f"{waiting} or more messages wait for each peer of {topic}; more cannot be promised",
+                reason="peer-slow",
+                retry_after_seconds=1.0,
+            )
 
     def waiting(self) -> int:
         return sum(self._streams.waiting(peer) for peer in self._router.peers())

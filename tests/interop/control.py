@@ -11,11 +11,11 @@ Each command is answered by one line, in the order of the commands:
 | {"cmd": "peers"}                               | {"reply": "peers", "peers": [peer id, ...]}, connected peers |
 | {"cmd": "topic_peers", "topic": ...}           | the same, peers known to be subscribed                       |
 | {"cmd": "mesh", "topic": ...}                  | the same, peers in its mesh; null where the peer cannot tell |
-| {"cmd": "streams", "peer": ...}                | {"reply": "streams", "streams": [[direction, protocol], ...]} |
+| {"cmd": "streams", "peer": ...}                | {"reply": "streams", "streams": [[direction, protocol]]}     |
 | {"cmd": "stats"}                               | {"reply": "stats", "rss_bytes": ..., "cpu_seconds": ...}     |
 | {"cmd": "exit"}                                | {"reply": "exit"}, then the peer ends                        |
 
-`streams` are the open pubsub streams with one peer, `direction` is inbound or outbound; null where the peer cannot tell.
+`streams` are the open pubsub streams with one peer, each inbound or outbound; null where the peer cannot tell.
 A command that fails is answered by `{"error": text, "cmd": ...}`. A received message, never one's own, is printed as
 `{"event": "message", "topic", "from", "seqno", "data_b64", "received_at", "via"}`: `seqno` is 16 hexadecimal digits,
 `received_at` unix seconds, `via` the forwarding peer or null where the peer does not know. The end of stdin ends the
