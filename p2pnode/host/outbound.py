@@ -49,25 +49,29 @@ class OutboundQueue:
             Whether it was taken, and the ids of messages that were dropped for it (its own when it was not).
         """
         size = len(frame.data)
-        if not self._can_make_room(size):
-            self.dropped += 1
-            return False, () if frame.message_id is None else (frame.message_id,)
         lost: list[MessageId] = []
-        while self.bytes + size > self._max_bytes or self.frames + 1 > self._max_frames:
-            victim = self._drop()
-            if victim.message_id is not None:
-                lost.append(victim.message_id)
+        if not self._fits(size):
+            if not self._can_make_room(size):
+                self.dropped += 1
+                return False, () if frame.message_id is None else (frame.message_id,)
+            while not self._fits(size):
+                victim = self._drop()
+                if victim.message_id is not None:
+                    lost.append(victim.message_id)
         self._classes[priority].append(frame)
         self._sizes[priority] += size
         self.bytes += size
         self.frames += 1
         return True, tuple(lost)
 
+    def _fits(self, size: int) -> bool:
+        return self.bytes + size <= self._max_bytes and self.frames < self._max_frames
+
     def _can_make_room(self, size: int) -> bool:
         """Decided before anything is dropped: a frame that is refused costs no other its place."""
         fixed_bytes = sum(self._sizes[priority] for priority in _NEVER_DROPPED)
         fixed_frames = sum(len(self._classes[priority]) for priority in _NEVER_DROPPED)
-        return fixed_bytes + size <= self._max_bytes and fixed_frames + 1 <= self._max_frames
+        return fixed_bytes + size <= self._max_bytes and fixed_frames < self._max_frames
 
     def _drop(self) -> Frame:
         priority = next(priority for priority in _DROP_ORDER if self._classes[priority])
