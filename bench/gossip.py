@@ -135,7 +135,8 @@ def _line(result: Round) -> str:
         f"round {result.round} {result.system:8} {result.rate:5g}/s  {window.delivered_percent:6.2f} %"
         f"  p50 {window.p50_ms:.1f}  p99 {window.p99_ms:.1f}  last {window.last_p50_ms:.1f} ms"
         f"  CPU {window.cpu_ms_per_delivery:.2f} ms/delivery ({window.cpu_seconds:.1f} s loaded,"
-        f" {window.idle_cpu_seconds:.1f} s in {window.idle_window_seconds:.0f} s idle)"
+        f" {window.idle_cpu_seconds:.1f} s in {window.idle_window_seconds:.0f} s idle;"
+        f" others {window.others_percent:.0f} % of the machine)"
     )
 
 
@@ -148,6 +149,7 @@ _COLUMNS: tuple[tuple[str, Callable[[Window], float | None], int], ...] = (
     ("CPU ms/delivery", lambda w: w.cpu_ms_per_delivery, 2),
     ("CPU s loaded", lambda w: w.cpu_seconds, 1),
     ("CPU s idle*", lambda w: w.idle_cpu_seconds * w.cpu_window_seconds / w.idle_window_seconds, 1),
+    ("others %", lambda w: w.others_percent, 0),
     ("idle %/node", lambda w: w.idle_percent_per_node, 2),
     ("RSS MiB", lambda w: w.rss_mib, 0),
     ("PSS MiB", lambda w: w.pss_mib, 0),
@@ -184,7 +186,20 @@ def _number(value: float, digits: int) -> str:
 
 
 def _steps(rounds: Sequence[Round]) -> str:
-    rows = [["system", "D", "rate/s", "delivered %", "p50 ms", "p99 ms", "late ms", "CPU ms/delivery", "sustained"]]
+    rows = [
+        [
+            "system",
+            "D",
+            "rate/s",
+            "delivered %",
+            "p50 ms",
+            "p99 ms",
+            "late ms",
+            "CPU ms/delivery",
+            "others %",
+            "sustained",
+        ]
+    ]
     for each in rounds:
         window = each.window
         rows.append(
@@ -196,7 +211,9 @@ def _steps(rounds: Sequence[Round]) -> str:
                 _number(window.p50_ms, 1),
                 _number(window.p99_ms, 1),
                 _number(window.late_ms, 1),
-                _number(window.cpu_ms_per_delivery, 2),
+                # What an overloaded fleet still has to do when the window ends is not in its CPU time.
+                _number(window.cpu_ms_per_delivery, 2) if _sustained(window) else "n/a",
+                _number(window.others_percent, 0),
                 "yes" if _sustained(window) else "no",
             ]
         )
@@ -210,7 +227,7 @@ def _steps(rounds: Sequence[Round]) -> str:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     """Turned by a quarter: systems are few, figures are many."""
-    columns = list(zip(*rows, strict=True)) if len(rows[0]) > 10 else rows
+    columns = list(zip(*rows, strict=True)) if len(rows[0]) > 12 else rows
     widths = [max(len(row[at]) for row in columns) for at in range(len(columns[0]))]
     return "\n".join(
         "  ".join(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from bench.measure import cpu_seconds, proportional_bytes, resident_bytes, tcp_bytes_sent
+from bench.measure import cpu_seconds, machine_cpu_seconds, proportional_bytes, resident_bytes, tcp_bytes_sent
 from bench.processes import BenchPeer, ask_all
 
 LEAD_SECONDS = 0.5
@@ -45,6 +46,8 @@ class Window:
         late_ms: how late the latest message was published: a starved publisher.
         last_p50_ms: median over messages of the time until the last node had it.
         cpu_seconds: of all processes, from the first message until `GRACE_SECONDS` after the last.
+        others_percent: of the machine's cores, used by processes that are none of ours: above some percent, the
+            window was disturbed.
         cpu_ms_per_delivery: without what the processes would have used idle.
         bytes_per_delivery: TCP payload sent, all layers included; None where the kernel does not tell.
         duplicates_per_delivery: copies of known messages that the router got; None where it does not tell.
@@ -62,6 +65,7 @@ class Window:
     last_p50_ms: float
     cpu_seconds: float
     cpu_window_seconds: float
+    others_percent: float
     idle_cpu_seconds: float
     idle_window_seconds: float
     cpu_ms_per_delivery: float
@@ -101,9 +105,9 @@ def measure(
     sent_before = _tcp_bytes(peers)
     start = _tell(peers, run, messages, rate, size, rng)
     _sleep_until(start)
-    cpu_before, from_ = _cpu(peers), time.monotonic()
+    machine_before, cpu_before, from_ = machine_cpu_seconds(), _cpu(peers), time.monotonic()
     _sleep_until(start + seconds + GRACE_SECONDS)
-    cpu, window = _cpu(peers) - cpu_before, time.monotonic() - from_
+    machine, cpu, window = machine_cpu_seconds() - machine_before, _cpu(peers) - cpu_before, time.monotonic() - from_
     _wait_for_all(peers, run, messages, time.monotonic() + DRAIN_SECONDS)
     sent_after = _tcp_bytes(peers)
     states = ask_all(peers, {"cmd": "state"})
@@ -113,6 +117,7 @@ def measure(
         messages,
         cpu=cpu,
         window=window,
+        others=max(machine - cpu, 0) / window / (os.cpu_count() or 1),
         idle=idle,
         rss=median(resident_bytes(peer.pid) for peer in peers),
         pss=median(proportional_bytes(peer.pid) for peer in peers),
@@ -134,6 +139,7 @@ def _evaluate(
     *,
     cpu: float,
     window: float,
+    others: float,
     idle: Idle,
     rss: float,
     pss: float,
@@ -169,6 +175,7 @@ def _evaluate(
         last_p50_ms=percentile([max(m) if len(m) == receivers else math.inf for m in by_message.values()], 50),
         cpu_seconds=cpu,
         cpu_window_seconds=window,
+        others_percent=100 * others,
         idle_cpu_seconds=idle.cpu_seconds,
         idle_window_seconds=idle.seconds,
         cpu_ms_per_delivery=1000 * (cpu - idle.cpu_seconds * window / idle.seconds) / expected,

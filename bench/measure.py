@@ -23,6 +23,13 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime_ns((~pid << 3) | _CPUCLOCK_SCHED) / 1e9
 
 
+def machine_cpu_seconds() -> float:
+    """Time that all cores together were busy since boot, in the kernel's ticks (proc(5), `/proc/stat`)."""
+    with open("/proc/stat", encoding="ascii") as stat:
+        user, nice, system, _, _, irq, soft, *_ = map(int, stat.readline().split()[1:])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(pid: int) -> int:
     """RSS; pages that a forked process shares with its siblings count in full."""
     return _proportional(pid, "Rss:")

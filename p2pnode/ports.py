@@ -94,7 +94,7 @@ class MeshsubEvents(Protocol):
         """The last connection with a peer that was ready is gone."""
 
     def peer_refused(self, peer: PeerId, lost: tuple[MessageId, ...]) -> None:
-        """Its queue was full; these messages were dropped."""
+        """These messages were dropped for it by a full queue, or may have been lost in a stream that broke."""
 
     def frame(self, peer: PeerId, frame: bytes) -> None:
         """One whole frame from a peer.

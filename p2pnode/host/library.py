@@ -23,7 +23,9 @@ import trio
 from p2pnode.host.lean import UNUSED, without
 
 with without(UNUSED):
-    import libp2p.host.basic_host  # noqa: F401  # the first import of the library, here and not below
+    # The first import of the library, here and not below; the second module is loaded at the first connection.
+    import libp2p.host.basic_host
+    import libp2p.network.connection.swarm_connection  # noqa: F401
 
 from libp2p import new_host
 from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee

@@ -7,6 +7,7 @@ stream that ends takes nothing with it but what was in it, which the router is t
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
@@ -29,8 +30,15 @@ log = logging.getLogger(__name__)
 
 PROTOCOLS = {"/meshsub/1.2.0": Protocol.V1_2, "/meshsub/1.1.0": Protocol.V1_1}
 READ_BYTES = 64 * 1024
+WINDOW_BYTES = 256 * 1024
+"""yamux's initial window: so much of what was written may not have been read yet."""
+
 OPEN_SECONDS = 10.0
 WRITE_SECONDS = 30.0
+BROKEN_WRITES = 3
+"""A peer in which so many streams in a row came to a halt is hung up on: the library gives a write up after 5 s
+without window, and each new stream would bring a peer that never reads another window."""
+
 FULL_SECONDS = 10.0
 """A peer whose queue overflowed again and again for this long is hung up on."""
 
@@ -42,6 +50,7 @@ class _Peer:
 
     Attributes:
         known: the router was told of it.
+        unsure: sizes and message ids of the last writes, which the peer may not have read.
         inbound: its stream to us; a second one replaces it, as go-libp2p-pubsub does.
     """
 
@@ -52,8 +61,22 @@ class _Peer:
         self.wake = trio.Event()
         self.known = False
         self.opened_once = False
+        self.unsure: deque[tuple[int, tuple[MessageId, ...]]] = deque()
         self.inbound: INetStream | None = None
         self.full_since: float | None = None
+        self.broken_writes = 0
+
+    def forget_what_was_read(self) -> None:
+        """A write that returned had window: all but the last window of bytes was read by the peer."""
+        unread = sum(size for size, _ in self.unsure)
+        while self.unsure and unread - self.unsure[0][0] >= WINDOW_BYTES:
+            unread -= self.unsure.popleft()[0]
+
+    def lose(self) -> tuple[MessageId, ...]:
+        """The messages that a broken stream may have held."""
+        lost = tuple(mid for _, ids in self.unsure for mid in ids)
+        self.unsure.clear()
+        return lost
 
 
 class Meshsub:
@@ -137,7 +160,10 @@ class Meshsub:
                 stream = await self._open(peer)
                 if stream is not None:
                     pause = shortest
-                    await self._write_until_it_ends(peer, stream)
+                    try:
+                        await self._write_until_it_ends(peer, stream)
+                    finally:
+                        await self._host.reset(stream)
                 await trio.sleep(pause * self._rng.uniform(0.5, 1.0))
                 pause = min(pause * 2, longest)
 
@@ -154,6 +180,8 @@ class Meshsub:
         if peer.opened_once:
             # What was in the old stream may be lost, our subscriptions with it.
             self._events.peer_reopened(peer.link.peer)
+            if lost := peer.lose():
+                self._events.peer_refused(peer.link.peer, lost)
         peer.opened_once = True
         self._introduce(peer, str(stream.get_protocol()))
         return stream
@@ -166,16 +194,19 @@ class Meshsub:
 
     async def _write_until_it_ends(self, peer: _Peer, stream: INetStream) -> None:
         """Write what is queued, all in one write, until the stream breaks or the peer does not read."""
+        since = trio.current_time()
         async with trio.open_nursery() as nursery:
             # After the peer's FIN a write still succeeds: only a reader notices the end.
             nursery.start_soon(_read_nothing, stream, nursery.cancel_scope)
             try:
                 while True:
                     while peer.queue.frames:
-                        data = peer.queue.take()
+                        data, ids = peer.queue.take()
+                        peer.unsure.append((len(data), ids))
                         with trio.fail_after(WRITE_SECONDS):
                             await stream.write(data)
                         peer.full_since = None
+                        peer.forget_what_was_read()
                     peer.wake = trio.Event()
                     await peer.wake.wait()
             except trio.TooSlowError:
@@ -183,7 +214,16 @@ class Meshsub:
                 self.hang_up(peer.link.peer)
             except LIBRARY_ERRORS as error:
                 log.debug("pubsub stream ended", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
+                self._broke(peer, trio.current_time() - since)
             nursery.cancel_scope.cancel()
+
+    def _broke(self, peer: _Peer, lasted: float) -> None:
+        """A write failed on a stream that lasted so many seconds."""
+        peer.broken_writes = 1 if lasted >= WRITE_SECONDS else peer.broken_writes + 1
+        if peer.broken_writes >= BROKEN_WRITES:
+            log.warning("a peer takes nothing by any stream; hanging up", extra={"peer": peer.link.peer})
+            peer.broken_writes = 0
+            self.hang_up(peer.link.peer)
 
     async def _serve(self, stream: INetStream) -> None:
         peer_id = from_library_id(stream.muxed_conn.peer_id)

@@ -82,21 +82,28 @@ class OutboundQueue:
         self.dropped += 1
         return victim
 
-    def take(self, max_bytes: int = WRITE_BYTES) -> bytes:
-        """The next frames, most urgent first, joined: at least one, and no more than `max_bytes` otherwise."""
+    def take(self, max_bytes: int = WRITE_BYTES) -> tuple[bytes, tuple[MessageId, ...]]:
+        """The next frames, most urgent first, joined: at least one, and no more than `max_bytes` otherwise.
+
+        Returns:
+            The bytes, and the ids of the messages in them.
+        """
         parts: list[bytes] = []
+        ids: list[MessageId] = []
         size = 0
         for priority, waiting in enumerate(self._classes):
             while waiting and (not parts or size + len(waiting[0].data) <= max_bytes):
                 frame = waiting.popleft()
                 parts.append(frame.data)
+                if frame.message_id is not None:
+                    ids.append(frame.message_id)
                 size += len(frame.data)
                 self._sizes[priority] -= len(frame.data)
             if waiting:
                 break
         self.bytes -= size
         self.frames -= len(parts)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return (parts[0] if len(parts) == 1 else b"".join(parts)), tuple(ids)
 
     def message_ids(self) -> tuple[MessageId, ...]:
         """Of the messages that wait."""

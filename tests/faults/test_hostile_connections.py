@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 import trio
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
 
 from p2pnode.host.outbound import QUEUE_FRAMES
 from tests.e2e.harness import have_all, running_node, start_node, stop, wait_until
@@ -22,21 +24,18 @@ async def test_after_300_connections_in_turn_and_100_at_once_an_honest_peer_is_s
         async with hostile_peer(address) as peer:
             await peer.send(crafted.signed(peer.identity, TOPIC, b"passing through", number))
 
-    async def stay(task_status: trio.TaskStatus[None]) -> None:
+    async def stay() -> None:
         async with hostile_peer(address) as peer:
             await peer.send(crafted.subscribe(TOPIC))
             there.append(peer.identity.peer_id)
-            task_status.started()
             await trio.sleep_forever()
 
     for number in range(300):
         await pass_through(number)
     async with trio.open_nursery() as nursery:
-        async with trio.open_nursery() as starting:
-            for _ in range(100):
-                starting.start_soon(nursery.start, stay)
-        assert len(set(there)) == 100
-        await eventually("all are linked", lambda: set(there) <= linked(duel))
+        for _ in range(100):
+            nursery.start_soon(stay)
+        await eventually("all are linked", lambda: len(there) == 100 and set(there) <= linked(duel))
         duel.assert_unharmed()
         nursery.cancel_scope.cancel()
     await eventually("all are gone", lambda: not set(there) & linked(duel))
@@ -47,7 +46,11 @@ async def test_after_300_connections_in_turn_and_100_at_once_an_honest_peer_is_s
     duel.assert_unharmed()
 
 
-async def test_peers_that_never_read_hold_nobody_up_and_are_hung_up_on(duel: Duel) -> None:
+async def test_peers_that_never_read_hold_nobody_up_and_are_hung_up_on(
+    duel: Duel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stops reading its socket; the other reads that, and gives no credit for what comes by the stream."""
+    monkeypatch.setattr(YamuxStream, "send_window_update", give_no_credit)
     frozen = start_node(duel.directory, "frozen", "--bootstrap", duel.address, env=duel.env)
     assert frozen.process is not None
     try:
@@ -68,6 +71,9 @@ async def test_peers_that_never_read_hold_nobody_up_and_are_hung_up_on(duel: Due
             duel.assert_unharmed()
     finally:
         stop(frozen, signal.SIGKILL)
+
+
+async def give_no_credit(stream: YamuxStream, increment: int, skip_lock: bool = False) -> None: ...
 
 
 def linked(duel: Duel) -> set[str]:

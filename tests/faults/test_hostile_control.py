@@ -40,7 +40,9 @@ async def test_ten_thousand_subscriptions_are_remembered_up_to_the_limit(duel: D
     async with hostile_peer(duel.address) as peer:
         known = duel.entries("subscriptions")
         names = [f"topic{n}" for n in range(10_000)]
-        await peer.send(crafted.subscribe(*names), *(crafted.subscribe(*names[n : n + 1000]) for n in range(0, 10_000, 1000)))
+        await peer.send(
+            crafted.subscribe(*names), *(crafted.subscribe(*names[n : n + 1000]) for n in range(0, 10_000, 1000))
+        )
         await duel.until_counted("ignore", "control-excess", left_out, len(names) - MAX_SUBSCRIPTIONS)
         await duel.until_counted("control", "subscription-excess", refused, len(names) - LIMITS.max_peer_topics)
         assert duel.entries("subscriptions") <= known + LIMITS.max_peer_topics
@@ -109,9 +111,7 @@ Lie = Callable[[Identity, str], PeerInfo]
 
 
 def anothers_record(peer: Identity, addr: str) -> PeerInfo:
-    return PeerInfo(
-        peer_id=peer.peer_id_bytes, signed_peer_record=crafted.peer_record(Identity(b"x" * 32), addr)
-    )
+    return PeerInfo(peer_id=peer.peer_id_bytes, signed_peer_record=crafted.peer_record(Identity(b"x" * 32), addr))
 
 
 def badly_signed(peer: Identity, addr: str) -> PeerInfo:

@@ -11,8 +11,8 @@ import pytest
 from p2pnode.core.metadata import Metadata
 from p2pnode.identity import Identity
 from p2pnode.wire.members import MEMBERS_PROTOCOL, MEMBERS_TOPIC
-from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC
 from p2pnode.wire.payload import encode_json_payload
+from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC
 from tests.faults import crafted
 from tests.faults.duel import OPPORTUNITIES, TOPIC, Duel
 from tests.faults.hostile import eventually, hostile_peer
@@ -142,14 +142,14 @@ async def test_whoever_forwards_what_only_our_clock_or_settings_dislike_keeps_it
     dislikes = ("future", "expired", "opportunity")
     before = {why: duel.counted("ignore", why) for why in dislikes}
 
-    def dated(**times: int) -> bytes:
-        return encode_json_payload(b'{"a":1}', {"a": 1}, Metadata(**times))
+    def dated(published_at_ns: int, expires_at_ns: int = 0) -> bytes:
+        return encode_json_payload(b'{"a":1}', {"a": 1}, Metadata(published_at_ns, expires_at_ns))
 
     async with hostile_peer(duel.address) as peer:
         for n in range(20):
             await peer.send(
-                crafted.signed(SOMEBODY, TOPIC, dated(published_at_ns=now + 600 * SECOND), 100 + n),
-                crafted.signed(SOMEBODY, TOPIC, dated(published_at_ns=now, expires_at_ns=now - SECOND), 200 + n),
+                crafted.signed(SOMEBODY, TOPIC, dated(now + 600 * SECOND), 100 + n),
+                crafted.signed(SOMEBODY, TOPIC, dated(now, now - SECOND), 200 + n),
                 crafted.signed(SOMEBODY, OPPORTUNITIES, json.dumps({"project_name": ""}).encode(), 300 + n),
             )
         for why in dislikes:
@@ -158,7 +158,7 @@ async def test_whoever_forwards_what_only_our_clock_or_settings_dislike_keeps_it
         assert score is not None
         assert score >= 0
         # And it is heard as ever.
-        await peer.send(crafted.signed(SOMEBODY, TOPIC, dated(published_at_ns=now), 400))
+        await peer.send(crafted.signed(SOMEBODY, TOPIC, dated(now), 400))
         await eventually("a good one is kept", lambda: f"{SOMEBODY.peer_id}-400" in duel.victim.ids(TOPIC))
         duel.assert_unharmed()
 

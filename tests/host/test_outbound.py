@@ -31,7 +31,7 @@ def names(queue: OutboundQueue) -> list[str]:
     """What is written, frame by frame."""
     out = []
     while queue.frames:
-        out.append(queue.take(max_bytes=1).rstrip(b".").decode())
+        out.append(queue.take(max_bytes=1)[0].rstrip(b".").decode())
     return out
 
 
@@ -99,10 +99,10 @@ def test_control_that_is_lost_has_no_id_to_report() -> None:
 
 def test_frames_are_joined_up_to_a_limit_and_at_least_one_goes() -> None:
     queue = queue_of(("a", F), ("b", F), ("c", C), max_frames=9)
-    assert queue.take(max_bytes=25) == frame("c").data + frame("a").data
+    assert queue.take(max_bytes=25)[0] == frame("c").data + frame("a").data
     queue.push(frame("huge", 500), O)
-    assert queue.take(max_bytes=25) == frame("huge", 500).data
-    assert queue.take() == frame("b").data
+    assert queue.take(max_bytes=25)[0] == frame("huge", 500).data
+    assert queue.take()[0] == frame("b").data
     assert (queue.bytes, queue.frames, queue.message_ids()) == (0, 0, ())
 
 
@@ -111,7 +111,7 @@ def test_a_more_urgent_frame_that_does_not_fit_is_not_overtaken() -> None:
     queue.push(frame("o1", 20), O)
     queue.push(frame("o2", 20), O)
     queue.push(frame("f1", 5), F)
-    assert queue.take(max_bytes=30) == frame("o1", 20).data
+    assert queue.take(max_bytes=30)[0] == frame("o1", 20).data
 
 
 Push = tuple[Priority, int]
@@ -119,7 +119,11 @@ pushes = st.tuples(st.sampled_from(Priority), st.integers(1, 60))
 
 
 @many
-@given(steps=st.lists(pushes | st.integers(1, 80), max_size=60), max_bytes=st.integers(1, 200), max_frames=st.integers(1, 8))
+@given(
+    steps=st.lists(pushes | st.integers(1, 80), max_size=60),
+    max_bytes=st.integers(1, 200),
+    max_frames=st.integers(1, 8),
+)
 def test_bounds_hold_each_class_is_fifo_and_every_loss_is_reported_once(
     steps: list[Push | int], max_bytes: int, max_frames: int
 ) -> None:
@@ -130,7 +134,7 @@ def test_bounds_hold_each_class_is_fifo_and_every_loss_is_reported_once(
     written: list[bytes] = []
 
     def take(limit: int) -> None:
-        data = queue.take(limit)
+        data, _ = queue.take(limit)
         assert len(data) <= limit or data.count(b"|") == 1
         written.extend(part + b"|" for part in data.split(b"|")[:-1])
 
@@ -163,3 +167,11 @@ def test_bounds_hold_each_class_is_fifo_and_every_loss_is_reported_once(
     for priority in Priority:
         order = [int(data.split(b".")[0]) for data in written if priorities[data] is priority]
         assert order == sorted(order)
+
+
+def test_what_is_taken_comes_with_the_ids_of_its_messages() -> None:
+    queue = OutboundQueue()
+    for number, mid in enumerate((b"m0", None, b"m2")):
+        queue.push(Frame(b"x" * 10, MessageId(mid) if mid else None), Priority.FORWARD)
+        assert queue.frames == number + 1
+    assert queue.take() == (b"x" * 30, (b"m0", b"m2"))

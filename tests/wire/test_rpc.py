@@ -57,6 +57,7 @@ def within_limits(decoded: Decoded) -> None:
         assert len(entries) <= limits.MAX_CONTROL_ENTRIES
     assert sum(len(entry.ids) for entry in rpc.ihave) + len(rpc.iwant) + len(rpc.idontwant) <= limits.MAX_IDS
     assert all(len(entry.peers) <= limits.MAX_PX_PEERS for entry in rpc.prune)
+    assert sum(len(entry.peers) for entry in rpc.prune) <= limits.MAX_PX_PEERS_IN_ALL
     assert all(entry.backoff_seconds <= limits.MAX_BACKOFF_SECONDS for entry in rpc.prune)
 
 
@@ -132,10 +133,6 @@ def test_a_message_keeps_the_bytes_its_origin_wrote() -> None:
 # -- limits ------------------------------------------------------------------------------------------
 
 
-
-
-
-
 @pytest.mark.parametrize(
     ("name", "limit"),
     [
@@ -165,14 +162,15 @@ def test_ids_over_the_limit_are_left_out_and_counted_over_all_entries_together()
     assert decoded.excess == 510
 
 
-def test_exchanged_peers_over_the_limit_are_left_out_and_counted() -> None:
+def test_exchanged_peers_over_the_limit_of_an_entry_or_of_all_are_left_out_and_counted() -> None:
     frame = RPC()
-    entry = frame.control.prune.add(topic_id="t")
-    for _ in range(limits.MAX_PX_PEERS + 5):
-        entry.peers.add(peer_id=ALICE.peer_id_bytes)
+    for _ in range(6):
+        entry = frame.control.prune.add(topic_id="t")
+        for _ in range(limits.MAX_PX_PEERS + 5):
+            entry.peers.add(peer_id=ALICE.peer_id_bytes)
     decoded = decode_rpc(frame.SerializeToString())
-    assert len(decoded.rpc.prune[0].peers) == limits.MAX_PX_PEERS
-    assert decoded.excess == 5
+    assert [len(entry.peers) for entry in decoded.rpc.prune] == [limits.MAX_PX_PEERS] * 4 + [0, 0]
+    assert decoded.excess == 6 * (limits.MAX_PX_PEERS + 5) - limits.MAX_PX_PEERS_IN_ALL
 
 
 def test_what_names_no_topic_no_peer_or_no_message_is_left_out() -> None:
