@@ -24,6 +24,9 @@ BATCH = 4
 """Processes with an interpreter of their own that start at once."""
 
 JOIN_SECONDS = 120.0
+LOST_SUBSCRIPTION_SECONDS = 20.0
+"""After this long one topic peer and a mesh are enough: py-libp2p loses a subscription now and then, for good."""
+
 SETTLE_SECONDS = {"kubo": 15.0}
 SETTLE_SECONDS_OTHERS = 4.0
 """From the first complete look at all meshes to the load: some heartbeats, so that they have their size; kubo's
@@ -118,12 +121,17 @@ def _join(peers: Sequence[BenchPeer], links: Sequence[tuple[int, int]]) -> None:
 
 def _wait_for_meshes(peers: Sequence[BenchPeer], links: Sequence[tuple[int, int]]) -> None:
     wanted = [sum(node in link for link in links) for node in range(len(peers))]
-    deadline = time.monotonic() + JOIN_SECONDS
+    started = time.monotonic()
     while True:
         states = ask_all(peers, {"cmd": "state"})
-        if all(state["topic_peers"] >= want and state["mesh"] != 0 for state, want in zip(states, wanted, strict=True)):
+        missing = sum(max(want - state["topic_peers"], 0) for state, want in zip(states, wanted, strict=True))
+        meshed = all(state["topic_peers"] and state["mesh"] != 0 for state in states)
+        waited = time.monotonic() - started
+        if meshed and (not missing or waited > LOST_SUBSCRIPTION_SECONDS):
+            if missing:
+                say(f"{missing} of {sum(wanted)} subscriptions did not arrive in {waited:.0f} s; going on without")
             return
-        if time.monotonic() > deadline:
+        if waited > JOIN_SECONDS:
             raise PeerFailed(f"not joined within {JOIN_SECONDS:g} s: {states}")
         time.sleep(0.5)
 

@@ -122,6 +122,9 @@ class Meshsub(Protocol):
     def peer_record(self, peer: PeerId) -> bytes | None:
         """A connected peer's signed peer record, as it came."""
 
+    def agent_version(self, peer: PeerId) -> str | None:
+        """What a connected peer called its software in identify; None until it did."""
+
 
 class GossipEvents(Protocol):
     """What the gossip layer asks of the node."""

@@ -28,12 +28,14 @@ with without(UNUSED):
     import libp2p.network.connection.swarm_connection  # noqa: F401
 
 from libp2p import new_host
-from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee, IPeerStore
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.host import basic_host
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.io.exceptions import IOException
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
@@ -41,6 +43,7 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
@@ -63,6 +66,7 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 HANG_UP_SECONDS = 2.0
 PING_PROTOCOL = TProtocol("/ipfs/ping/1.0.0")
 PING_BYTES = 32
+MAX_AGENT_CHARACTERS = 128
 
 # What the library raises for a peer or a network that is not as it should be.
 LIBRARY_ERRORS = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -166,6 +170,13 @@ class LibraryHost:
         async with self._stream(peer, protocol) as stream:
             await stream.write(encode_frame(body))
             return await read_frame(stream, limit_bytes)
+
+    def agent_version(self, peer: PeerId) -> str | None:
+        """What the peer called its software in identify; None until it did."""
+        try:
+            return str(self.library.get_peerstore().get(to_library_id(peer), _AGENT))
+        except PeerStoreError:
+            return None
 
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
         async def handle(stream: INetStream) -> None:
@@ -352,6 +363,7 @@ async def open_host(
         raise InvalidRequest(f"cannot listen: {error}") from error
     private = Ed25519PrivateKey.from_bytes(identity.seed)
     keys = KeyPair(private, private.get_public_key())
+    _keep_agent_versions()
     library = new_host(
         key_pair=keys,
         # The defaults also offer secio and plaintext.
@@ -385,6 +397,26 @@ async def open_host(
             yield host
         finally:
             host.cut_all()
+
+
+_AGENT = "agent_version"
+
+
+def _keep_agent_versions() -> None:
+    """Make identify's answer to who the peer is survive: the library reads it and drops it.
+
+    Which form of message ids a peer understands depends on it (`wire/rpc.py`).
+    """
+    host_module: Any = basic_host  # which imports the function by name, and exports nothing by it
+    inner = host_module.update_peerstore_from_identify
+    if inner.__module__ == __name__:
+        return
+
+    async def update(peerstore: IPeerStore, peer_id: ID, message: Identify) -> None:
+        peerstore.put(peer_id, _AGENT, message.agent_version[:MAX_AGENT_CHARACTERS])
+        await inner(peerstore, peer_id, message)
+
+    host_module.update_peerstore_from_identify = update
 
 
 async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:

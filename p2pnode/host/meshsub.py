@@ -152,6 +152,10 @@ class Meshsub:
         envelope = self._host.library.get_peerstore().get_peer_record(to_library_id(peer))
         return envelope.marshal_envelope() if envelope is not None else None
 
+    def agent_version(self, peer: PeerId) -> str | None:
+        """What the peer called its software in identify; None until it did."""
+        return self._host.agent_version(peer)
+
     async def _keep_outbound(self, peer: _Peer) -> None:
         shortest, longest = REOPEN_BACKOFF_SECONDS
         pause = shortest

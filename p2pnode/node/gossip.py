@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import trio
@@ -88,6 +88,7 @@ class RoutedGossip:
             records=streams.peer_record,
             now=trio.current_time(),
         )
+        self._key_ids: set[PeerId] = set()
         self._inputs: deque[Input] = deque()
         self._running = False
         self._counters: Counter[tuple[str, str]] = Counter()
@@ -124,12 +125,27 @@ class RoutedGossip:
             case Deliver(message, source, _, restored):
                 self._events.deliver(message, source, restored=restored)
             case SendRpc(peers, rpc, priority):
-                self._streams.send(peers, encode_rpc(rpc), priority, None)
+                self._send(peers, rpc, priority)
             case Connect(peer, record, why):
                 self._events.connect(peer, record, why)
             case Disconnect(peer, why):
                 log.info("hanging up on a peer", extra={"peer": peer, "reason": why})
                 self._streams.hang_up(peer)
+
+    def _send(self, peers: Sequence[PeerId], rpc: Rpc, priority: Priority) -> None:
+        """Send control in the form of ids that each peer understands."""
+        others = peers
+        if rpc.ihave or rpc.iwant or rpc.idontwant:
+            by_key = [peer for peer in peers if self._names_by_key(peer)]
+            if by_key:
+                others = [peer for peer in peers if peer not in by_key]
+                self._streams.send(by_key, encode_rpc(rpc, key_ids=True), priority, None)
+        if others:
+            self._streams.send(others, encode_rpc(rpc), priority, None)
+
+    def _names_by_key(self, peer: PeerId) -> bool:
+        """Does the peer know messages by js-libp2p's default id? Told by its own ids, or by what it calls itself."""
+        return peer in self._key_ids or (self._streams.agent_version(peer) or "").startswith("js-libp2p")
 
     def _judge(self, message: SignedMessage, source: PeerId | None) -> Verdict | None:
         try:
@@ -151,6 +167,7 @@ class RoutedGossip:
         self._streams.send((peer,), encode_rpc(hello), Priority.CONTROL, None)
 
     def peer_gone(self, peer: PeerId) -> None:
+        self._key_ids.discard(peer)
         self._handle(PeerDisconnected(peer))
 
     def peer_refused(self, peer: PeerId, lost: tuple[MessageId, ...]) -> None:
@@ -168,6 +185,8 @@ class RoutedGossip:
             InvalidMessage: it is none; the stream is of no more use.
         """
         decoded = decode_rpc(frame)
+        if decoded.key_ids:
+            self._key_ids.add(peer)
         for refused in decoded.refused:
             self._handle(PeerMisbehaved(peer, refused.reason, refused.topic))
         if decoded.excess:

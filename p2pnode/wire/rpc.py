@@ -6,7 +6,7 @@ libp2p specs, pubsub/README.md ("The RPC"), gossipsub-v1.0, -v1.1 and -v1.2 (pro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError
@@ -57,11 +57,13 @@ class Decoded:
 
     Args:
         excess: control entries, subscriptions, ids or exchanged peers beyond the limits, left out.
+        key_ids: it names messages as js-libp2p does by default, by key and number (`encode_rpc`).
     """
 
     rpc: Rpc
     refused: tuple[Refused, ...] = ()
     excess: int = 0
+    key_ids: bool = False
 
 
 def decode_rpc(frame: bytes) -> Decoded:
@@ -89,7 +91,8 @@ def decode_rpc(frame: bytes) -> Decoded:
     if not wire.subscriptions and not wire.HasField("control"):
         return Decoded(Rpc(publish=tuple(messages)), tuple(refused))
     taken = _Control(wire)
-    return Decoded(taken.rpc(tuple(messages)), tuple(refused), taken.excess)
+    rpc = taken.rpc(tuple(messages))
+    return Decoded(rpc, tuple(refused), taken.excess, taken.key_ids)
 
 
 class _Control:
@@ -99,6 +102,7 @@ class _Control:
         self._wire = wire
         self._ids_left = MAX_IDS
         self._px_left = MAX_PX_PEERS_IN_ALL
+        self.key_ids = False
         self.excess = max(len(wire.subscriptions) - MAX_SUBSCRIPTIONS, 0)
 
     def rpc(self, messages: tuple[SignedMessage, ...]) -> Rpc:
@@ -126,7 +130,9 @@ class _Control:
         return entries[:MAX_CONTROL_ENTRIES]
 
     def _ids(self, ids: Sequence[bytes]) -> tuple[MessageId, ...]:
-        taken = tuple(MessageId(mid) for mid in ids[: self._ids_left] if 0 < len(mid) <= MAX_ID_BYTES)
+        some = [mid for mid in ids[: self._ids_left] if 0 < len(mid) <= MAX_ID_BYTES]
+        self.key_ids = self.key_ids or any(_is_key_id(mid) for mid in some)
+        taken = tuple(_from_key_id(mid) if _is_key_id(mid) else MessageId(mid) for mid in some)
         self.excess += max(len(ids) - self._ids_left, 0)
         self._ids_left = max(self._ids_left - len(ids), 0)
         return taken
@@ -143,6 +149,22 @@ class _Control:
         return Prune(Topic(entry.topic_id), peers, min(entry.backoff, MAX_BACKOFF_SECONDS))
 
 
+def _is_key_id(mid: bytes) -> bool:
+    """js-libp2p's default id: the origin's key as protobuf (32 or 33 bytes of it), not its peer id, then the number."""
+    length = len(mid) - SEQNO_BYTES - 4
+    return length in (32, 33) and mid[0] == 0x08 and mid[2] == 0x12 and mid[3] == length
+
+
+def _from_key_id(mid: bytes) -> MessageId:
+    """A key this short is its own peer id, as an identity multihash (peer-ids specification)."""
+    return MessageId(bytes((0, len(mid) - SEQNO_BYTES)) + mid)
+
+
+def _to_key_id(mid: MessageId) -> bytes | None:
+    """None for an origin whose peer id does not hold its key (RSA)."""
+    return mid[2:] if mid[0] == 0 else None
+
+
 def _is_topic(name: str) -> bool:
     """Any name a stock peer may use, as long as it is not absurdly long."""
     return 0 < len(name) <= MAX_TOPIC_BYTES
@@ -157,8 +179,19 @@ def _topic_of(raw: bytes) -> Topic | None:
     return Topic(message.topic) if _is_topic(message.topic) else None
 
 
-def encode_rpc(rpc: Rpc) -> bytes:
-    """The bytes of an RPC, without its length prefix."""
+def encode_rpc(rpc: Rpc, *, key_ids: bool = False) -> bytes:
+    """The bytes of an RPC, without its length prefix.
+
+    Args:
+        key_ids: name messages as js-libp2p does by default; what has no such name is left out.
+    """
+    if key_ids:
+        rpc = replace(
+            rpc,
+            ihave=tuple(IHave(e.topic, ids) for e in rpc.ihave if (ids := _key_ids(e.ids))),
+            iwant=_key_ids(rpc.iwant),
+            idontwant=_key_ids(rpc.idontwant),
+        )
     wire = pubsub_pb2.RPC(
         subscriptions=[
             pubsub_pb2.RPC.SubOpts(subscribe=entry.subscribe, topic_id=entry.topic) for entry in rpc.subscriptions
@@ -176,6 +209,10 @@ def encode_rpc(rpc: Rpc) -> bytes:
             )
         )
     return wire.SerializeToString()
+
+
+def _key_ids(ids: Sequence[MessageId]) -> tuple[MessageId, ...]:
+    return tuple(MessageId(key_id) for mid in ids if (key_id := _to_key_id(mid)) is not None)
 
 
 def _encode_prune(entry: Prune) -> pubsub_pb2.ControlPrune:

@@ -18,6 +18,7 @@ from p2pnode.errors import InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
 from p2pnode.node.gossip import BUSY_FRAMES, RoutedGossip
 from p2pnode.ports import Link
+from p2pnode.wire.pb.libp2p.v1 import pubsub_pb2
 from p2pnode.wire.pubsub import message_verify, seal_message
 from p2pnode.wire.rpc import decode_rpc, encode_rpc
 
@@ -53,6 +54,7 @@ class FakeStreams:
         self.sent: list[Sent] = []
         self.hung_up: list[PeerId] = []
         self.backlog: dict[PeerId, int] = {}
+        self.agents: dict[PeerId, str] = {}
         self.on_send: Callable[[Sent], None] = lambda sent: None
 
     def send(self, peers: Iterable[PeerId], body: bytes, priority: Priority, message_id: MessageId | None) -> None:
@@ -68,6 +70,9 @@ class FakeStreams:
 
     def peer_record(self, peer: PeerId) -> bytes | None:
         return None
+
+    def agent_version(self, peer: PeerId) -> str | None:
+        return self.agents.get(peer)
 
     def forwards(self) -> list[Sent]:
         return [sent for sent in self.sent if sent.message_id is not None]
@@ -369,3 +374,39 @@ async def test_the_fleets_size_sets_the_mesh_unless_the_operator_did(fixed: bool
     bench.gossip.fleet_size(10)
     bench.meet(*(Identity(bytes([n]) * 32).peer_id for n in range(20, 28)))
     assert len(bench.gossip.mesh(TOPIC)) == links
+
+
+# -- names of messages -------------------------------------------------------------------------------
+
+
+def key_id(peer: Identity, number: int) -> bytes:
+    """js-libp2p's default id: the origin's key as protobuf, then the number."""
+    return peer.peer_id_bytes[2:] + number.to_bytes(8, "big")
+
+
+def asked_for(body: bytes) -> list[bytes]:
+    wire = pubsub_pb2.RPC.FromString(body)
+    return [mid for entry in wire.control.iwant for mid in entry.message_ids]
+
+
+def advert(mid: bytes) -> bytes:
+    entry = pubsub_pb2.ControlIHave(topic_id=TOPIC, message_ids=[mid])
+    return pubsub_pb2.RPC(control=pubsub_pb2.ControlMessage(ihave=[entry])).SerializeToString()
+
+
+async def test_a_message_advertised_under_its_js_name_is_asked_for_under_that_name(bench: Bench) -> None:
+    wanted = key_id(SELF, 7)
+    bench.gossip.frame(A, advert(wanted))
+    assert [asked_for(sent.body) for sent in bench.streams.sent] == [[wanted]]
+
+
+async def test_a_peer_that_calls_itself_js_is_asked_in_its_own_form(bench: Bench) -> None:
+    bench.streams.agents[B] = "js-libp2p/3.3.0"
+    bench.gossip.frame(B, advert(SELF.peer_id_bytes + (7).to_bytes(8, "big")))
+    assert [asked_for(sent.body) for sent in bench.streams.sent] == [[key_id(SELF, 7)]]
+
+
+async def test_a_peer_that_says_nothing_of_itself_is_asked_by_peer_id_and_number(bench: Bench) -> None:
+    wanted = SELF.peer_id_bytes + (7).to_bytes(8, "big")
+    bench.gossip.frame(C, advert(wanted))
+    assert [asked_for(sent.body) for sent in bench.streams.sent] == [[wanted]]
