@@ -24,8 +24,8 @@ from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.gossipsub.params_score import ScoreParams
 from p2pnode.core.member import MemberRecord
 from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig, InvalidMessage, P2PNodeError
-from p2pnode.host.library import open_host
 from p2pnode.host.meshsub import open_meshsub
+from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from p2pnode.config import Loaded, load_settings
-from p2pnode.errors import Degraded, EnvironmentFault, Fault, InvalidRequest, P2PNodeError
+from p2pnode.errors import EnvironmentFault, Fault, InvalidRequest, P2PNodeError
 from p2pnode.local.address import parse_api_address
-from p2pnode.local.http import Client, refusal
+from p2pnode.local.http import Client
 
 START_SECONDS = 120.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
-RECEIVE_SECONDS = 30.0
 MAX_NODES = 1000
 
 Say = Callable[[str], None]
@@ -73,7 +68,7 @@ class FleetNode:
         }
 
 
-class _Interrupted(Exception):
+class Interrupted(Exception):
     """SIGINT or SIGTERM reached the parent."""
 
 
@@ -113,10 +108,10 @@ class Fleet:
         """Tell of every node that ends; returns when none is left.
 
         Raises:
-            _Interrupted: by Ctrl-C or SIGTERM.
+            Interrupted: by Ctrl-C or SIGTERM.
         """
         while any(node.pidfd >= 0 for node in self.nodes):
-            self._wait(None)
+            self.wait(None)
         self._say("no node is left")
 
     def stop(self) -> None:
@@ -190,7 +185,7 @@ class Fleet:
     def _wait_for_api(self, node: FleetNode) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            document = self._ask(node, "/api/v1/node")
+            document = self.ask(node, "/api/v1/node")
             if document is not None:
                 break
             if node.pidfd < 0:
@@ -199,7 +194,7 @@ class Fleet:
                 raise EnvironmentFault(
                     f"{node.name} did not answer in {START_SECONDS:g} s", hint=f"see {node.data_dir / 'node.log'}"
                 )
-            self._wait(POLL_SECONDS)
+            self.wait(POLL_SECONDS)
         node.peer_id = document["peer_id"]
         node.multiaddrs = document["multiaddrs"]
         # Started again by itself, a node must come back to the address others know.
@@ -211,7 +206,7 @@ class Fleet:
         waiting = list(self.nodes)
         while waiting:
             node = waiting[-1]
-            document = self._ask(node, "/api/v1/node")
+            document = self.ask(node, "/api/v1/node")
             if document is not None and document["members"].get("alive", 0) >= len(self.nodes):
                 waiting.pop()
                 continue
@@ -221,19 +216,19 @@ class Fleet:
                     f"after {START_SECONDS:g} s {node.name} does not see all {len(self.nodes)} nodes: {seen}",
                     hint=f"see {node.data_dir / 'node.log'}",
                 )
-            self._wait(POLL_SECONDS)
+            self.wait(POLL_SECONDS)
 
-    def _ask(self, node: FleetNode, path: str) -> Any:
+    def ask(self, node: FleetNode, path: str) -> Any:
         try:
             return node.client.get_json(path)
         except P2PNodeError:
             return None
 
-    def _wait(self, seconds: float | None) -> None:
+    def wait(self, seconds: float | None) -> None:
         """Sleep, but wake for a signal or for a node that ends.
 
         Raises:
-            _Interrupted: by a signal.
+            Interrupted: by a signal.
         """
         poll = select.poll()
         poll.register(self._wake.fileno(), select.POLLIN)
@@ -243,7 +238,7 @@ class Fleet:
         for descriptor, _ in poll.poll(None if seconds is None else seconds * 1000):
             if descriptor == self._wake.fileno():
                 self._wake.recv(64)
-                raise _Interrupted
+                raise Interrupted
             ended = next(node for node in self.nodes if node.pidfd == descriptor)
             self._say(f"{ended.name} (pid {ended.pid}) ended: {_how(self._bury(ended))}")
 
@@ -315,7 +310,7 @@ def run_fleet(agents: int, orchestrators: int, directory: Path | None, say: Say)
         InvalidRequest: no node, or more than a machine can take.
         EnvironmentFault: it did not start.
     """
-    _check_size(agents, orchestrators)
+    check_size(agents, orchestrators)
     where = (directory or Path(tempfile.mkdtemp(prefix="p2pnode-fleet-"))).absolute()
     start = time.monotonic()
     with open_fleet(where, say) as fleet:
@@ -327,113 +322,13 @@ def run_fleet(agents: int, orchestrators: int, directory: Path | None, say: Say)
                 f" {where / 'fleet.json'} lists them; Ctrl-C stops all"
             )
             fleet.watch()
-        except _Interrupted:
+        except Interrupted:
             say("stopping")
             return 0
     return 2
 
 
-def run_demo(agents: int, orchestrators: int, directory: Path | None) -> int:
-    """A fleet, one council opportunity from WHOOSH, and how long it took to each agent.
-
-    Returns:
-        0 when every agent received it, 1 otherwise.
-    """
-    _check_size(agents, orchestrators)
-    if orchestrators == 0 or agents == 0:
-        raise InvalidRequest("the demo needs at least one orchestrator and one agent")
-    where = (directory or Path(tempfile.mkdtemp(prefix="p2pnode-demo-"))).absolute()
-    start = time.monotonic()
-
-    def say(line: str) -> None:
-        print(f"{time.monotonic() - start:6.1f} s  {line}", flush=True)
-
-    say(f"starting {orchestrators} WHOOSH and {agents} CHORUS sidecars; their files are in {where}")
-    with open_fleet(where, say) as fleet:
-        try:
-            fleet.start(agents, orchestrators)
-            count = len(fleet.nodes)
-            say(f"joined: {count} of {count} nodes see all {count}, through one bootstrap address")
-            whoosh = fleet.nodes[0]
-            chorus = [node for node in fleet.nodes if node.role == "chorus"]
-            _wait_for_mesh(fleet, chorus)
-            message_id, published = _publish_opportunity(whoosh)
-            say(f"{whoosh.name} published a council opportunity: {message_id}")
-            seconds = _receipts(fleet, chorus, message_id, published)
-            say(f"{len(seconds)} of {agents} sidecars have it")
-        except _Interrupted:
-            say("interrupted")
-            return 130
-    if directory is None:
-        shutil.rmtree(where, ignore_errors=True)
-    say("all sidecars are stopped")
-    times = (
-        f": p50 {_percentile(seconds, 50) * 1000:.0f} ms, p95 {_percentile(seconds, 95) * 1000:.0f} ms,"
-        f" last {max(seconds) * 1000:.0f} ms"
-        if seconds
-        else ""
-    )
-    print(f"{len(seconds)} of {agents} agents received the council opportunity{times}", flush=True)
-    return 0 if len(seconds) == agents else 1
-
-
-def _wait_for_mesh(fleet: Fleet, nodes: Sequence[FleetNode]) -> None:
-    """Until each node has a mesh for opportunities: a subscription may still be on its way."""
-    deadline = time.monotonic() + START_SECONDS
-    for node in nodes:
-        while True:
-            topics = fleet._ask(node, "/api/v1/topics") or []
-            if any(topic["topic"] == "councils.forming" and topic["mesh"] for topic in topics):
-                break
-            if time.monotonic() > deadline:
-                raise Degraded(f"{node.name} has no mesh for councils.forming after {START_SECONDS:g} s")
-            fleet._wait(POLL_SECONDS)
-
-
-def _publish_opportunity(whoosh: FleetNode) -> tuple[str, float]:
-    now = datetime.now(UTC)
-    body = {
-        "council_id": str(uuid.uuid4()),
-        "project_name": "Test Discovery",
-        "repository": "https://gitea.chorus.services/tony/test",
-        "project_brief": "Find every agent, form a council and prove that each of them heard of it.",
-        "core_roles": ["tpm", "senior-software-architect"],
-        "ucxl_address": "ucxl://any:tpm@test-discovery:formation/*^/council.json",
-        "formation_deadline": (now + timedelta(minutes=10)).isoformat(),
-        "created_at": now.isoformat(),
-    }
-    response = whoosh.client.request(
-        "POST",
-        "/api/v1/topics/councils.forming/messages",
-        body=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    if response.status != 202:
-        raise refusal(response)
-    message_id = response.json()["id"]
-    for document in whoosh.client.get_json("/api/v1/topics/councils.forming/messages?limit=1000"):
-        if document["id"] == message_id:
-            return message_id, _seconds(document["published_at"])
-    raise Degraded("the published opportunity is not kept by its own sidecar")
-
-
-def _receipts(fleet: Fleet, nodes: Sequence[FleetNode], message_id: str, published: float) -> list[float]:
-    """Seconds from publishing to each node's receipt, for those that got it in time."""
-    deadline = time.monotonic() + RECEIVE_SECONDS
-    missing, seconds = list(nodes), []
-    while missing and time.monotonic() < deadline:
-        for node in tuple(missing):
-            documents = fleet._ask(node, "/api/v1/topics/councils.forming/messages?limit=1000") or []
-            for document in documents:
-                if document["id"] == message_id:
-                    seconds.append(max(_seconds(document["received_at"]) - published, 0.0))
-                    missing.remove(node)
-        if missing:
-            fleet._wait(POLL_SECONDS)
-    return seconds
-
-
-def _check_size(agents: int, orchestrators: int) -> None:
+def check_size(agents: int, orchestrators: int) -> None:
     if agents + orchestrators < 1:
         raise InvalidRequest("a fleet needs at least one node", [Fault("--agents", "0, and --orchestrators as well")])
     if agents + orchestrators > MAX_NODES:
@@ -460,14 +355,3 @@ def _with_listen(argv: Sequence[str], listen: Sequence[str]) -> list[str]:
 
 def _how(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-
-
-def _seconds(text: str) -> float:
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
-
-
-def _percentile(values: Sequence[float], percent: float) -> float:
-    """Nearest rank."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(percent / 100 * len(ordered)) - 1, 0)]

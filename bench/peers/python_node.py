@@ -24,8 +24,9 @@ from bench.processes import HEADER
 from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
-from p2pnode.host.library import LibraryHost, open_host
+from p2pnode.host.library import LibraryHost
 from p2pnode.host.meshsub import open_meshsub
+from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, verifier_for
 from p2pnode.node.gossip import RoutedGossip
 from p2pnode.wire.pubsub import message_verify, seal_message

@@ -47,7 +47,7 @@ def fleet(agents: int, orchestrators: int, directory: Path | None) -> int:
 @_size_options
 def demo(agents: int, orchestrators: int, directory: Path | None) -> int:
     """A fleet, and one council opportunity told to every agent, step by step."""
-    from p2pnode.fleet import run_demo
+    from p2pnode.demo import run_demo
 
     return run_demo(agents, orchestrators, directory)
 

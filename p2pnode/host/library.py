@@ -1,14 +1,8 @@
-"""The libp2p host: TCP, Noise only, yamux, identify and ping from py-libp2p, with its traps covered.
-
-What the library's defaults do that we do not want, and what was measured about it,
-stands beside each line that undoes it.
-"""
+"""The libp2p host behind `ports.Host`: dialling, requests, streams and links on py-libp2p, with its traps covered."""
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -27,33 +21,20 @@ with without(UNUSED):
     import libp2p.host.basic_host
     import libp2p.network.connection.swarm_connection  # noqa: F401
 
-from libp2p import new_host
-from libp2p.abc import IHost, INetConn, INetStream, INetwork, INotifee, IPeerStore
-from libp2p.crypto.ed25519 import Ed25519PrivateKey
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.host import basic_host
-from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.io.exceptions import IOException
-from libp2p.network.auto_connector import AutoConnector
-from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
-from libp2p.transport.tcp.tcp import TCP
-from multiaddr.exceptions import Error as MultiaddrError
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from multiaddr.multiaddr import Multiaddr
 
 from p2pnode.core.peerid import PeerId, peer_id_bytes, peer_id_text
-from p2pnode.errors import EnvironmentFault, InvalidRequest, P2PNodeError, Unavailable
+from p2pnode.errors import P2PNodeError, Unavailable
 from p2pnode.host.addresses import dialable, split_peer, wildcard_to_interfaces
 from p2pnode.host.frames import encode_frame, read_frame
 from p2pnode.identity import Identity
@@ -66,7 +47,7 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 HANG_UP_SECONDS = 2.0
 PING_PROTOCOL = TProtocol("/ipfs/ping/1.0.0")
 PING_BYTES = 32
-MAX_AGENT_CHARACTERS = 128
+AGENT_KEY = "agent_version"
 
 # What the library raises for a peer or a network that is not as it should be.
 LIBRARY_ERRORS = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -138,7 +119,7 @@ class LibraryHost:
         except trio.TooSlowError as error:
             raise Unavailable(f"{addr}: no answer within {DIAL_TIMEOUT_SECONDS:g} s", reason="dial") from error
         except LIBRARY_ERRORS as error:
-            raise Unavailable(f"{addr}: {_reason(error)}", reason="dial") from error
+            raise Unavailable(f"{addr}: {reason_of(error)}", reason="dial") from error
         return peer
 
     async def hang_up(self, peer: PeerId) -> None:
@@ -148,7 +129,7 @@ class LibraryHost:
             try:
                 await self.swarm.close_peer(to_library_id(peer))
             except LIBRARY_ERRORS as error:
-                log.debug("closing a connection failed", extra={"peer": peer, "reason": _reason(error)})
+                log.debug("closing a connection failed", extra={"peer": peer, "reason": reason_of(error)})
         if patience.cancelled_caught:
             for connection in connections:
                 self._cut(connection)
@@ -162,9 +143,9 @@ class LibraryHost:
                 try:
                     await connection._cleanup()
                 except LIBRARY_ERRORS as error:
-                    log.debug("clearing up after a connection failed", extra={"reason": _reason(error)})
+                    log.debug("clearing up after a connection failed", extra={"reason": reason_of(error)})
             self.swarm.remove_conn(connection)
-        self._closed(connection)
+        self.closed(connection)
 
     async def request(self, peer: PeerId, protocol: str, body: bytes, *, limit_bytes: int) -> bytes:
         async with self._stream(peer, protocol) as stream:
@@ -174,7 +155,7 @@ class LibraryHost:
     def agent_version(self, peer: PeerId) -> str | None:
         """What the peer called its software in identify; None until it did."""
         try:
-            return str(self.library.get_peerstore().get(to_library_id(peer), _AGENT))
+            return str(self.library.get_peerstore().get(to_library_id(peer), AGENT_KEY))
         except PeerStoreError:
             return None
 
@@ -198,7 +179,7 @@ class LibraryHost:
             try:
                 await handle(stream)
             except (P2PNodeError, trio.TooSlowError, *LIBRARY_ERRORS) as error:
-                log.debug("stream ended", extra={"protocol": protocol, "reason": _reason(error)})
+                log.debug("stream ended", extra={"protocol": protocol, "reason": reason_of(error)})
                 await self.reset(stream)
             except Exception:
                 self.handler_failures += 1
@@ -245,13 +226,13 @@ class LibraryHost:
                 f"{peer} did not answer {protocol} within {REQUEST_TIMEOUT_SECONDS:g} s", reason="timeout"
             ) from error
         except LIBRARY_ERRORS as error:
-            raise Unavailable(f"{protocol} with {peer}: {_reason(error)}", reason="stream") from error
+            raise Unavailable(f"{protocol} with {peer}: {reason_of(error)}", reason="stream") from error
         finally:
             if stream is not None:
                 with trio.CancelScope(shield=True):
                     await self.reset(stream)
 
-    def _opened(self, connection: INetConn) -> None:
+    def opened(self, connection: INetConn) -> None:
         peer = from_library_id(connection.muxed_conn.peer_id)
         if (stream := _tcp_stream(connection)) is not None:
             self._streams[connection] = stream
@@ -273,7 +254,7 @@ class LibraryHost:
         if (stream := self._streams.pop(connection, None)) is not None:
             stream.socket.close()
 
-    def _closed(self, connection: INetConn) -> None:
+    def closed(self, connection: INetConn) -> None:
         # The library leaves the socket of a connection that the other side closed to the garbage collector.
         self._cut(connection)
         peer_id = connection.muxed_conn.peer_id
@@ -310,142 +291,6 @@ class ThriftyReader:
         return data
 
 
-class _Notifee(INotifee):
-    """Tells LibraryHost; returns at once, because a slow notifee stalls new connections."""
-
-    def __init__(self, host: LibraryHost) -> None:
-        self._host = host
-
-    async def connected(self, network: INetwork, conn: INetConn) -> None:
-        self._host._opened(conn)
-
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
-        self._host._closed(conn)
-
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None: ...
-
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None: ...
-
-
-class _NoAutoConnector(AutoConnector):
-    """Dials nobody. The library's dials, up to the middle of its two watermarks, every peer that identify
-    ever named, at addresses that the peer itself chose, and those that we hung up on too."""
-
-    async def run_background_task(self, nursery: trio.Nursery) -> None: ...
-
-    async def maybe_connect(self) -> None: ...
-
-    def record_disconnect(self, peer_id: ID) -> None: ...
-
-
-@asynccontextmanager
-async def open_host(
-    identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = ()
-) -> AsyncIterator[LibraryHost]:
-    """A listening host; when it yields, every address is bound.
-
-    Args:
-        listen: multiaddrs `/ip4|ip6/…/tcp/PORT`, port 0 for any.
-        announce: multiaddrs told to others instead of those listened on.
-
-    Raises:
-        InvalidRequest: an address is no multiaddr that TCP can listen on.
-        EnvironmentFault: an address cannot be bound.
-    """
-    quiet_library_logs()
-    try:
-        addrs = [Multiaddr(text) for text in listen]
-    except (MultiaddrError, ValueError) as error:
-        raise InvalidRequest(f"cannot listen: {error}") from error
-    private = Ed25519PrivateKey.from_bytes(identity.seed)
-    keys = KeyPair(private, private.get_public_key())
-    _keep_agent_versions()
-    library = new_host(
-        key_pair=keys,
-        # The defaults also offer secio and plaintext.
-        sec_opt={NOISE: NoiseTransport(keys, new_x25519_key_pair().private_key)},
-        muxer_opt={TProtocol(YAMUX): Yamux},
-        transports=[TCP()],
-        # How many connections there are, and to whom, is the node's decision: no auto-connect, no pruning.
-        connection_config=ConnectionConfig(
-            max_connections=100_000, min_connections=0, low_watermark=0, high_watermark=100_000
-        ),
-        disable_identify_address_discovery=True,
-    )
-    swarm = library.get_network()
-    assert isinstance(swarm, Swarm)
-    swarm.set_resource_manager(None)
-    swarm.auto_connector = _NoAutoConnector(swarm)
-    # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
-    swarm._inbound_limiter.total_tokens = math.inf
-    swarm.set_stream_handler(functools.partial(_negotiate, swarm.common_stream_handler))
-    host = LibraryHost(identity, library, swarm, announce)
-    swarm.register_notifee(_Notifee(host))
-    for addr in addrs:
-        await _check_bindable(addr)
-    async with library.run(addrs):
-        missing = [str(addr) for addr in addrs if str(addr) not in swarm.listeners]
-        if missing:
-            raise EnvironmentFault(
-                f"cannot listen on {', '.join(missing)}", hint="choose another address or port with --listen"
-            )
-        try:
-            yield host
-        finally:
-            host.cut_all()
-
-
-_AGENT = "agent_version"
-
-
-def _keep_agent_versions() -> None:
-    """Make identify's answer to who the peer is survive: the library reads it and drops it.
-
-    Which form of message ids a peer understands depends on it (`wire/rpc.py`).
-    """
-    host_module: Any = basic_host  # which imports the function by name, and exports nothing by it
-    inner = host_module.update_peerstore_from_identify
-    if inner.__module__ == __name__:
-        return
-
-    async def update(peerstore: IPeerStore, peer_id: ID, message: Identify) -> None:
-        peerstore.put(peer_id, _AGENT, message.agent_version[:MAX_AGENT_CHARACTERS])
-        await inner(peerstore, peer_id, message)
-
-    host_module.update_peerstore_from_identify = update
-
-
-async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:
-    # The library lets some failures of a stream's negotiation through, which end the host.
-    try:
-        await inner(stream)
-    except Exception as error:
-        log.debug("inbound stream not negotiated", extra={"reason": _reason(error)})
-
-
-async def _check_bindable(addr: Multiaddr) -> None:
-    """Bind once and let go, because the library says only that listening failed, not why."""
-    host = addr.value_for_protocol("ip4" if "/ip4/" in str(addr) else "ip6")
-    port = int(addr.value_for_protocol("tcp") or 0)
-    family = trio.socket.AF_INET if "/ip4/" in str(addr) else trio.socket.AF_INET6
-    with trio.socket.socket(family, trio.socket.SOCK_STREAM) as probe:
-        probe.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
-        try:
-            await probe.bind((str(host), port))
-            probe.listen(1)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot listen on {addr}: {error.strerror}",
-                hint="another process has this port: choose one with --listen /ip4/0.0.0.0/tcp/PORT (0 for any)"
-                if port
-                else "the address is none of this machine's: see `ip address`",
-            ) from error
-
-
 def _tcp_stream(connection: INetConn) -> trio.SocketStream | None:
     """The socket under yamux, Noise and the library's own wrappers."""
     layer: Any = connection.muxed_conn
@@ -466,9 +311,6 @@ def _remote_addr(connection: INetConn) -> str:
     return f"/{kind}/{remote[0]}/tcp/{remote[1]}"
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__
-
-
-__all__ = ["LIBRARY_ERRORS", "LibraryHost", "from_library_id", "open_host", "to_library_id"]

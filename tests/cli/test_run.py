@@ -41,9 +41,10 @@ def fleets(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(("demo", agents, orchestrators, directory))
         return 2
 
-    module = ModuleType("p2pnode.fleet")
-    module.__dict__.update(run_fleet=run_fleet, run_demo=run_demo)
-    monkeypatch.setitem(sys.modules, "p2pnode.fleet", module)
+    for name, functions in (("fleet", {"run_fleet": run_fleet}), ("demo", {"run_demo": run_demo})):
+        module = ModuleType(f"p2pnode.{name}")
+        module.__dict__.update(functions)
+        monkeypatch.setitem(sys.modules, f"p2pnode.{name}", module)
     return calls
 
 

@@ -15,7 +15,7 @@ from p2pnode.core.metadata import MAX_TIME_NS
 from p2pnode.core.ucxl import parse_ucxl
 from tests.properties import some
 
-EXAMPLES = Path(__file__).parents[3] / "shared" / "examples"
+EXAMPLES = Path(__file__).parents[1] / "samples"
 OPPORTUNITY: dict[str, Any] = {
     "council_id": "5b0c7a52-6d0e-4a43-9a68-0d1c3f6f2e11",
     "project_name": "Test Discovery",
@@ -46,7 +46,6 @@ def fields(document: dict[str, Any]) -> list[str]:
     return [fault.field for fault in checked]
 
 
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the samples lie beside the repository")
 def test_the_sample_opportunity_is_one() -> None:
     checked = check_opportunity(json.loads((EXAMPLES / "opportunity.json").read_bytes()))
     assert isinstance(checked, CouncilOpportunity)
@@ -54,7 +53,6 @@ def test_the_sample_opportunity_is_one() -> None:
     assert [role.role_name for role in checked.optional_roles] == ["security-expert"]
 
 
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the samples lie beside the repository")
 def test_the_sample_request_lacks_only_the_id_that_creation_gives() -> None:
     request = json.loads((EXAMPLES / "create-council.json").read_bytes())
     assert fields(request) == ["council_id"]

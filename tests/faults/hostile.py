@@ -12,7 +12,8 @@ from libp2p.custom_types import TProtocol
 
 from p2pnode.errors import Unavailable
 from p2pnode.host.frames import FrameDecoder, encode_frame
-from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, open_host, to_library_id
+from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, to_library_id
+from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity
 from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC
 from p2pnode.wire.rpc import MAX_RPC_BYTES

@@ -22,7 +22,7 @@ from p2pnode.wire.payload import decode_payload
 from tests.core.test_council import OPPORTUNITY
 from tests.node.fakes import Running, open_fleet, open_pair, until
 
-EXAMPLES = Path(__file__).parents[3] / "shared" / "examples"
+EXAMPLES = Path(__file__).parents[1] / "samples"
 FORMING = "councils.forming"
 
 
@@ -104,7 +104,6 @@ async def test_any_payload_arrives_as_it_was(
             assert json.dumps(document, allow_nan=False)
 
 
-@pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the samples lie beside the repository")
 async def test_the_sample_opportunity_is_published_with_its_deadline(autojump_clock: MockClock) -> None:
     async with open_pair() as (a, b):
         body = (EXAMPLES / "opportunity.json").read_bytes()
