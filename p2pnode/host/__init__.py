@@ -1,1 +1,18 @@
-"""The only package that imports libp2p: connections, streams, and for now the library's router."""
+"""The only package that imports libp2p: connections, streams, and the seams to the library.
+
+The library's first import happens here, before that of any module of the package, so that what
+a TCP node never runs stays unimported whichever module comes first.
+"""
+
+import os
+
+# Sends a yamux window update per read unless told otherwise: a quarter of a hop's CPU.
+os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
+
+from p2pnode.host.lean import UNUSED, without
+
+with without(UNUSED):
+    import libp2p.host.basic_host
+
+    # Loaded by the library at the first connection, which is too late.
+    import libp2p.network.connection.swarm_connection  # noqa: F401

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-# Sends a yamux window update per read unless told otherwise: a quarter of a hop's CPU.
-os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
-
 import trio
-
-from p2pnode.host.lean import UNUSED, without
-
-with without(UNUSED):
-    # The first import of the library, here and not below; the second module is loaded at the first connection.
-    import libp2p.host.basic_host
-    import libp2p.network.connection.swarm_connection  # noqa: F401
-
 from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError

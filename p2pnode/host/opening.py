@@ -13,12 +13,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-
-# First, because it decides how much of the library is imported at all.
-from p2pnode.host.library import AGENT_KEY, LibraryHost, quiet_library_logs, reason_of
-
-# isort: split
-
 from libp2p import new_host
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee, IPeerStore
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
@@ -40,6 +34,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 from multiaddr.multiaddr import Multiaddr
 
 from p2pnode.errors import EnvironmentFault, InvalidRequest
+from p2pnode.host.library import AGENT_KEY, LibraryHost, quiet_library_logs, reason_of
 from p2pnode.identity import Identity
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,9 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_the_host_runs_without_importing_what_it_does_not_need() -> None:
-    code = f"import sys, p2pnode.host.library; print(sorted(set({UNUSED!r}) & set(sys.modules)))"
+@pytest.mark.parametrize("first", ["p2pnode.app", "p2pnode.fleet", "p2pnode.host.meshsub", "p2pnode.host.opening"])
+def test_a_node_leaves_out_what_it_does_not_need_whatever_is_imported_first(first: str) -> None:
+    code = f"import sys, {first}, p2pnode.app; print(sorted(set({UNUSED!r}) & set(sys.modules)))"
     assert fresh(code) == "[]"
 
 
