@@ -5,6 +5,7 @@ What was measured about a default stands beside the line that undoes it.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import math
@@ -156,6 +157,13 @@ async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INe
         log.debug("inbound stream not negotiated", extra={"reason": reason_of(error)})
 
 
+_BIND_HINTS = {
+    errno.EADDRINUSE: "another process has this port: choose one with --listen /ip4/0.0.0.0/tcp/PORT (0 for any)",
+    errno.EADDRNOTAVAIL: "the address is none of this machine's: see `ip address`, or --listen /ip4/0.0.0.0/tcp/PORT",
+    errno.EACCES: "ports below 1024 need a privilege: choose a higher one with --listen",
+}
+
+
 async def _check_bindable(addr: Multiaddr) -> None:
     """Bind once and let go, because the library says only that listening failed, not why."""
     host = addr.value_for_protocol("ip4" if "/ip4/" in str(addr) else "ip6")
@@ -169,7 +177,5 @@ async def _check_bindable(addr: Multiaddr) -> None:
         except OSError as error:
             raise EnvironmentFault(
                 f"cannot listen on {addr}: {error.strerror}",
-                hint="another process has this port: choose one with --listen /ip4/0.0.0.0/tcp/PORT (0 for any)"
-                if port
-                else "the address is none of this machine's: see `ip address`",
+                hint=_BIND_HINTS.get(error.errno or 0, "choose another address or port with --listen"),
             ) from error

@@ -106,6 +106,15 @@ def test_a_port_in_use_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert "--listen" in error
 
 
+def test_an_address_of_another_machine_is_not_blamed_on_another_process(tmp_path: Path) -> None:
+    listen = "/ip4/192.0.2.1/tcp/0"  # TEST-NET-1, nobody's; binding sends nothing
+    code, error = refused(tmp_path, "run", "--data-dir", str(tmp_path / "d"), "--listen", listen)
+    assert code == 2
+    assert listen in error
+    assert "none of this machine's" in error
+    assert "another process" not in error
+
+
 def test_a_data_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, error = refused(tmp_path, "run", "--data-dir", str(tmp_path / "file" / "d"), *LOOPBACK)
