@@ -131,7 +131,9 @@ class _Sidecar:
         ]
         token = _read_token(settings.api.token_file)
         addresses: tuple[ApiListener, ...] = ()
-        async with open_host(identity, network.listen, announce=network.announce) as host:
+        async with open_host(
+            identity, network.listen, announce=network.announce, stack=settings.transport.stack
+        ) as host:
             node = Node(
                 NodeSettings(
                     record=_own_record(settings, identity, name),

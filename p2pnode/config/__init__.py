@@ -15,6 +15,8 @@ from p2pnode.config.settings import (
     NodeSettings,
     Role,
     Settings,
+    Stack,
+    TransportSettings,
 )
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Role",
     "Row",
     "Settings",
+    "Stack",
+    "TransportSettings",
     "load_settings",
     "reference_tables",
     "render_settings",

@@ -30,6 +30,7 @@ from p2pnode.logs import LogFormat, LogLevel
 from p2pnode.paths import default_data_dir
 
 Role = Literal["chorus", "whoosh", "bridge", "bootstrap"]
+Stack = Literal["fused", "library"]
 
 DEFAULT_P2P_PORT = 9000
 """Where CHORUS listens today (facts/domain.md)."""
@@ -130,6 +131,19 @@ class NetworkSettings:
         metadata=_about(
             "Longest pause between two attempts to reach a bootstrap peer: a restarted one is found within it.",
             unit="seconds",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TransportSettings:
+    """What carries the streams of a connection."""
+
+    stack: Stack = field(
+        default="fused",
+        metadata=_about(
+            "`fused`: Noise and yamux frames in one pass, a fraction of the CPU. `library`: py-libp2p's own, to fall "
+            "back on. Both speak the same protocols; nodes of both kinds work together."
         ),
     )
 
@@ -239,6 +253,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     log: LogSettings = field(default_factory=LogSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    transport: TransportSettings = field(default_factory=TransportSettings)
     gossip: GossipSettings = field(default_factory=GossipSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     messages: MessagesSettings = field(default_factory=MessagesSettings)

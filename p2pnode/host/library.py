@@ -16,15 +16,16 @@ from libp2p.io.exceptions import IOException
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import PeerStoreError
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from multiaddr.multiaddr import Multiaddr
 
 from p2pnode.core.peerid import PeerId, peer_id_bytes, peer_id_text
+from p2pnode.core.yamux import GoAwayCode
 from p2pnode.errors import P2PNodeError, Unavailable
 from p2pnode.host.addresses import dialable, split_peer, wildcard_to_interfaces
 from p2pnode.host.frames import encode_frame, read_frame
+from p2pnode.host.fused.connection import FusedConnection
+from p2pnode.host.fused.outbox import Outbox
 from p2pnode.identity import Identity
 from p2pnode.ports import Direction, HostEvents, Link
 
@@ -59,13 +60,15 @@ def from_library_id(peer: ID) -> PeerId:
 class LibraryHost:
     """`ports.Host` on py-libp2p. Made by `open_host`, usable inside it only."""
 
-    def __init__(self, identity: Identity, host: IHost, swarm: Swarm, announce: Sequence[str]) -> None:
+    def __init__(self, identity: Identity, host: IHost, swarm: Swarm, announce: Sequence[str], outbox: Outbox) -> None:
         self._identity = identity
         self._announce = tuple(announce)
         self.library = host
         self.swarm = swarm
+        self.outbox = outbox
         self._links: dict[PeerId, Link] = {}
-        self._streams: dict[INetConn, trio.SocketStream] = {}
+        self._sockets: dict[INetConn, trio.SocketStream | None] = {}
+        self._dialling: dict[PeerId, trio.Lock] = {}
         self._listeners: list[HostEvents] = []
         self.handler_failures = 0
 
@@ -95,23 +98,34 @@ class LibraryHost:
             raise Unavailable(f"{addr} is this node itself", reason="self")
         if peer in self._links:
             return peer
-        library_id = to_library_id(peer)
         try:
             with trio.fail_after(DIAL_TIMEOUT_SECONDS):
-                addrs = [Multiaddr(text) for text in await dialable(where)]
-                # A failed dial blocks the peer for 60 s; how often to try is our decision.
-                self.swarm.unblock_peer(library_id)
-                peerstore = self.library.get_peerstore()
-                peerstore.clear_addrs(library_id)
-                await self.library.connect(PeerInfo(library_id, addrs))
+                async with self._dialling.setdefault(peer, trio.Lock()):
+                    if peer not in self._links:
+                        await self._dial_one_of(await dialable(where), to_library_id(peer))
         except trio.TooSlowError as error:
             raise Unavailable(f"{addr}: no answer within {DIAL_TIMEOUT_SECONDS:g} s", reason="dial") from error
         except LIBRARY_ERRORS as error:
             raise Unavailable(f"{addr}: {reason_of(error)}", reason="dial") from error
+        finally:
+            if (lock := self._dialling.get(peer)) is not None and not lock.statistics().tasks_waiting:
+                self._dialling.pop(peer, None)
         return peer
 
+    async def _dial_one_of(self, addrs: Sequence[str], peer: ID) -> None:
+        """Dial address by address. The library's own `connect` waits 250 ms and more between them, and blocks a
+        peer for 60 s that it did not reach; when to try whom is our decision."""
+        for last, addr in enumerate(addrs, 1 - len(addrs)):
+            try:
+                await self.swarm.dial_addr(Multiaddr(addr), peer)
+            except LIBRARY_ERRORS:
+                if not last:
+                    raise
+            else:
+                return
+
     async def hang_up(self, peer: PeerId) -> None:
-        # close_peer hangs behind a stalled write: closing the raw sockets does not.
+        # The library's own connections hang behind a stalled write when closed: closing the raw sockets does not.
         connections = tuple(self.swarm.get_connections(to_library_id(peer)))
         with trio.move_on_after(HANG_UP_SECONDS / 2) as patience:
             try:
@@ -222,8 +236,7 @@ class LibraryHost:
 
     def opened(self, connection: INetConn) -> None:
         peer = from_library_id(connection.muxed_conn.peer_id)
-        if (stream := _tcp_stream(connection)) is not None:
-            self._streams[connection] = stream
+        self._sockets[connection] = _tcp_stream(connection)
         if peer in self._links:
             return
         dialled = bool(getattr(connection.muxed_conn, "is_initiator", False))
@@ -235,11 +248,14 @@ class LibraryHost:
 
     def cut_all(self) -> None:
         """Close every socket at once, as when the process ended."""
-        for connection in tuple(self._streams):
+        for connection in tuple(self._sockets):
             self._cut(connection)
 
     def _cut(self, connection: INetConn) -> None:
-        if (stream := self._streams.pop(connection, None)) is not None:
+        stream = self._sockets.pop(connection, None)
+        if isinstance(connection.muxed_conn, FusedConnection):
+            connection.muxed_conn.abort("closed by us", GoAwayCode.NORMAL)
+        elif stream is not None:
             stream.socket.close()
 
     def closed(self, connection: INetConn) -> None:
@@ -252,31 +268,6 @@ class LibraryHost:
         if self._links.pop(peer, None) is not None:
             for listener in self._listeners:
                 listener.link_closed(peer)
-
-
-class ThriftyReader:
-    """Reads a stream that is read for long, and gives the sender credit by halves of the window.
-
-    The library answers every single read with a window update, which costs a quarter of a hop's CPU;
-    the specification asks for no more than one per half window (yamux spec, "Flow Control").
-    """
-
-    def __init__(self, stream: INetStream) -> None:
-        muxed: Any = getattr(stream, "muxed_stream", None)
-        self._stream = stream
-        self._muxed = muxed if isinstance(muxed, YamuxStream) else None
-        self._owed = 0
-
-    async def read(self, n: int) -> bytes:
-        """At most `n` bytes; b"" or an error of the library at the end."""
-        if self._muxed is None:
-            return await self._stream.read(n)
-        data = await self._muxed.conn.read_stream(self._muxed.stream_id, n)
-        self._owed += len(data)
-        if 2 * self._owed >= self._muxed.target_recv_window:
-            owed, self._owed = self._owed, 0
-            await self._muxed._auto_tune_and_send_window_update(bytes_read=owed)
-        return data
 
 
 def _tcp_stream(connection: INetConn) -> trio.SocketStream | None:
@@ -300,5 +291,11 @@ def _remote_addr(connection: INetConn) -> str:
 
 
 def reason_of(error: BaseException) -> str:
+    """One line: what the operating system said, if it is behind it, else the library's words."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    if cause is not None and cause.strerror:
+        return cause.strerror
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__

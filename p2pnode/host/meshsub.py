@@ -7,7 +7,6 @@ stream that ends takes nothing with it but what was in it, which the router is t
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
@@ -20,8 +19,9 @@ from p2pnode.core.gossipsub.events import Priority, Protocol
 from p2pnode.core.message import MessageId
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import InvalidMessage
-from p2pnode.host.frames import FrameDecoder, encode_frame
-from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, ThriftyReader, from_library_id, to_library_id
+from p2pnode.host.frames import encode_frame
+from p2pnode.host.lanes import WRITE_SECONDS, Lane, lane_for, read_frames
+from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, from_library_id, to_library_id
 from p2pnode.host.outbound import Frame, OutboundQueue
 from p2pnode.ports import Link, MeshsubEvents
 from p2pnode.wire.rpc import MAX_RPC_BYTES
@@ -29,12 +29,7 @@ from p2pnode.wire.rpc import MAX_RPC_BYTES
 log = logging.getLogger(__name__)
 
 PROTOCOLS = {"/meshsub/1.2.0": Protocol.V1_2, "/meshsub/1.1.0": Protocol.V1_1}
-READ_BYTES = 64 * 1024
-WINDOW_BYTES = 256 * 1024
-"""yamux's initial window: so much of what was written may not have been read yet."""
-
 OPEN_SECONDS = 10.0
-WRITE_SECONDS = 30.0
 BROKEN_WRITES = 3
 """A peer in which so many streams in a row came to a halt is hung up on: the library gives a write up after 5 s
 without window, and each new stream would bring a peer that never reads another window."""
@@ -50,7 +45,8 @@ class _Peer:
 
     Attributes:
         known: the router was told of it.
-        unsure: sizes and message ids of the last writes, which the peer may not have read.
+        lane: our stream to it, while there is one.
+        lost: messages in earlier streams that it may not have read; the router is told when the next one is open.
         inbound: its stream to us; a second one replaces it, as go-libp2p-pubsub does.
     """
 
@@ -58,25 +54,17 @@ class _Peer:
         self.link = link
         self.scope = scope
         self.queue = OutboundQueue()
-        self.wake = trio.Event()
+        self.lane: Lane | None = None
+        self.lost: tuple[MessageId, ...] = ()
         self.known = False
         self.opened_once = False
-        self.unsure: deque[tuple[int, tuple[MessageId, ...]]] = deque()
         self.inbound: INetStream | None = None
-        self.full_since: float | None = None
+        self.full_since: tuple[float, int] | None = None
         self.broken_writes = 0
 
-    def forget_what_was_read(self) -> None:
-        """A write that returned had window: all but the last window of bytes was read by the peer."""
-        unread = sum(size for size, _ in self.unsure)
-        while self.unsure and unread - self.unsure[0][0] >= WINDOW_BYTES:
-            unread -= self.unsure.popleft()[0]
-
-    def lose(self) -> tuple[MessageId, ...]:
-        """The messages that a broken stream may have held."""
-        lost = tuple(mid for _, ids in self.unsure for mid in ids)
-        self.unsure.clear()
-        return lost
+    def sent(self) -> int:
+        """Bytes that its present stream took."""
+        return self.lane.sent if self.lane is not None else 0
 
 
 class Meshsub:
@@ -121,16 +109,16 @@ class Meshsub:
             taken, lost = peer.queue.push(frame, priority)
             if lost or not taken:
                 self._overflowed(peer, lost)
-            else:
-                peer.wake.set()
+            elif peer.lane is not None:
+                peer.lane.wake()
 
     def _overflowed(self, peer: _Peer, lost: tuple[MessageId, ...]) -> None:
-        now = trio.current_time()
-        if peer.full_since is None:
-            peer.full_since = now
-        elif now - peer.full_since > FULL_SECONDS:
+        now, sent = trio.current_time(), peer.sent()
+        if peer.full_since is None or peer.full_since[1] != sent:
+            peer.full_since = (now, sent)
+        elif now - peer.full_since[0] > FULL_SECONDS:
             log.warning("a peer does not read what it is sent; hanging up", extra={"peer": peer.link.peer})
-            peer.full_since = now
+            peer.full_since = None
             self.hang_up(peer.link.peer)
         if self._events is not None:
             self._events.peer_refused(peer.link.peer, lost)
@@ -184,8 +172,9 @@ class Meshsub:
         if peer.opened_once:
             # What was in the old stream may be lost, our subscriptions with it.
             self._events.peer_reopened(peer.link.peer)
-            if lost := peer.lose():
-                self._events.peer_refused(peer.link.peer, lost)
+            if peer.lost:
+                self._events.peer_refused(peer.link.peer, peer.lost)
+                peer.lost = ()
         peer.opened_once = True
         self._introduce(peer, str(stream.get_protocol()))
         return stream
@@ -199,27 +188,18 @@ class Meshsub:
     async def _write_until_it_ends(self, peer: _Peer, stream: INetStream) -> None:
         """Write what is queued, all in one write, until the stream breaks or the peer does not read."""
         since = trio.current_time()
-        async with trio.open_nursery() as nursery:
-            # After the peer's FIN a write still succeeds: only a reader notices the end.
-            nursery.start_soon(_read_nothing, stream, nursery.cancel_scope)
-            try:
-                while True:
-                    while peer.queue.frames:
-                        data, ids = peer.queue.take()
-                        peer.unsure.append((len(data), ids))
-                        with trio.fail_after(WRITE_SECONDS):
-                            await stream.write(data)
-                        peer.full_since = None
-                        peer.forget_what_was_read()
-                    peer.wake = trio.Event()
-                    await peer.wake.wait()
-            except trio.TooSlowError:
-                log.warning("a peer took nothing for 30 s; hanging up", extra={"peer": peer.link.peer})
-                self.hang_up(peer.link.peer)
-            except LIBRARY_ERRORS as error:
-                log.debug("pubsub stream ended", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
-                self._broke(peer, trio.current_time() - since)
-            nursery.cancel_scope.cancel()
+        peer.lane = lane_for(stream, peer.queue)
+        try:
+            await peer.lane.run()
+        except trio.TooSlowError:
+            log.warning(f"a peer took nothing for {WRITE_SECONDS:g} s; hanging up", extra={"peer": peer.link.peer})
+            self.hang_up(peer.link.peer)
+        except LIBRARY_ERRORS as error:
+            log.debug("pubsub stream ended", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
+            self._broke(peer, trio.current_time() - since)
+        finally:
+            peer.lost = peer.lane.unread()
+            peer.lane = None
 
     def _broke(self, peer: _Peer, lasted: float) -> None:
         """A write failed on a stream that lasted so many seconds."""
@@ -242,15 +222,9 @@ class Meshsub:
         if previous is not None:
             self._nursery.start_soon(self._host.reset, previous)
         self._introduce(peer, str(stream.get_protocol()))
-        decoder = FrameDecoder(MAX_RPC_BYTES)
-        reader = ThriftyReader(stream)
+        events = self._events
         try:
-            while True:
-                data = await reader.read(READ_BYTES)
-                if not data:
-                    return
-                for frame in decoder.feed(data):
-                    self._events.frame(peer_id, frame)
+            await read_frames(stream, MAX_RPC_BYTES, lambda frame: events.frame(peer_id, frame))
         except InvalidMessage as error:
             log.warning(
                 "a peer sent what is no pubsub RPC; its stream ends", extra={"peer": peer_id, "reason": str(error)}
@@ -262,16 +236,6 @@ class Meshsub:
         finally:
             if peer.inbound is stream:
                 peer.inbound = None
-
-
-async def _read_nothing(stream: INetStream, scope: trio.CancelScope) -> None:
-    """Nobody may send on our outbound stream: anything that comes, or its end, ends it."""
-    try:
-        while not await stream.read(READ_BYTES):
-            break
-    except LIBRARY_ERRORS:
-        pass
-    scope.cancel()
 
 
 @asynccontextmanager

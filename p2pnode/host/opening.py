@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 import trio
 from libp2p import new_host
@@ -23,7 +23,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.host import basic_host
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.network.auto_connector import AutoConnector
-from libp2p.network.config import ConnectionConfig
+from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -34,13 +34,18 @@ from libp2p.transport.tcp.tcp import TCP
 from multiaddr.exceptions import Error as MultiaddrError
 from multiaddr.multiaddr import Multiaddr
 
+from p2pnode.core.yamux import Budget
 from p2pnode.errors import EnvironmentFault, InvalidRequest
+from p2pnode.host.fused.connection import FusedConnection
+from p2pnode.host.fused.outbox import Outbox
+from p2pnode.host.fused.takeover import FusingUpgrader
 from p2pnode.host.library import AGENT_KEY, LibraryHost, quiet_library_logs, reason_of
 from p2pnode.identity import Identity
 
 log = logging.getLogger(__name__)
 
 MAX_AGENT_CHARACTERS = 128
+Stack = Literal["fused", "library"]
 
 
 class _Notifee(INotifee):
@@ -77,11 +82,12 @@ class _NoAutoConnector(AutoConnector):
 
 @asynccontextmanager
 async def open_host(
-    identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = ()
+    identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = (), stack: Stack = "fused"
 ) -> AsyncIterator[LibraryHost]:
     """A listening host; when it yields, every address is bound.
 
     Args:
+        stack: whose Noise frames and yamux carry the streams: `fused` is ours, `library` the library's.
         listen: multiaddrs `/ip4|ip6/…/tcp/PORT`, port 0 for any.
         announce: multiaddrs told to others instead of those listened on.
 
@@ -113,14 +119,20 @@ async def open_host(
     assert isinstance(swarm, Swarm)
     swarm.set_resource_manager(None)
     swarm.auto_connector = _NoAutoConnector(swarm)
+    swarm.retry_config = RetryConfig(max_retries=0)
     # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
     swarm._inbound_limiter.total_tokens = math.inf
     swarm.set_stream_handler(functools.partial(_negotiate, swarm.common_stream_handler))
-    host = LibraryHost(identity, library, swarm, announce)
+    outbox = Outbox()
+    if stack == "fused":
+        connect = functools.partial(FusedConnection, outbox=outbox, budget=Budget())
+        swarm.upgrader = FusingUpgrader(swarm.upgrader, connect)
+    host = LibraryHost(identity, library, swarm, announce, outbox)
     swarm.register_notifee(_Notifee(host))
     for addr in addrs:
         await _check_bindable(addr)
-    async with library.run(addrs):
+    async with library.run(addrs), trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
         missing = [str(addr) for addr in addrs if str(addr) not in swarm.listeners]
         if missing:
             raise EnvironmentFault(
@@ -130,6 +142,7 @@ async def open_host(
             yield host
         finally:
             host.cut_all()
+            nursery.cancel_scope.cancel()
 
 
 def _keep_agent_versions() -> None:

@@ -82,6 +82,7 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_NETWORK_MAX_LINKS": "12",
         "P2PNODE_NETWORK_DIAL_BACKOFF_MAX_SECONDS": "2.5",
         "P2PNODE_GOSSIP_DEGREE": "4",
+        "P2PNODE_TRANSPORT_STACK": "library",
         "P2PNODE_GOSSIP_HEARTBEAT_SECONDS": "0.5",
         "P2PNODE_GOSSIP_TOPICS": "councils.forming,hmmm.x",
         "P2PNODE_GOSSIP_PUBLISH_PER_SECOND": "7",

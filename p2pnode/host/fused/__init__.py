@@ -1,0 +1,1 @@
+"""Noise and yamux frames in one pass, behind the library's own handshake."""

@@ -1,0 +1,105 @@
+"""What all fused connections of a host share: a flush at the end of each pass, and a keeper that looks after silence.
+
+A pass is whatever runs without waiting: a reader digesting what came. What it queues, on
+whichever connection, leaves at its end; what is queued outside a pass leaves at the flusher's
+next turn. Time is counted in the keeper's looks, so a process that was stopped or starved
+itself does not blame its peers for the time it missed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2pnode.errors import InvalidMessage
+
+if TYPE_CHECKING:
+    from p2pnode.host.fused.connection import FusedConnection
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+PING_AFTER_LOOKS = 4
+"""A link that was silent for so long is pinged."""
+
+DEAD_AFTER_LOOKS = 11
+"""A link that stayed silent for so long, its ping included, is closed: within 12 s of its death."""
+
+FULL_LOOKS = 10
+"""A socket that took nothing for so long is closed."""
+
+
+class Outbox:
+    """Shared by the connections of one host. `run` must be running.
+
+    Attributes:
+        connections: the open ones.
+        failures: readers of ours that raised what they should not.
+        broken_by: connections closed for what the peer sent, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.connections: set[FusedConnection] = set()
+        self.failures = 0
+        self.broken_by: Counter[str] = Counter()
+        self._marked: dict[FusedConnection, None] = {}
+        self._held = False
+        self._wake = trio.Event()
+
+    def mark(self, connection: FusedConnection) -> None:
+        """It has something to send."""
+        self._marked[connection] = None
+        if not self._held:
+            self._wake.set()
+
+    def hold(self) -> None:
+        """A pass begins: marks wait for `release`."""
+        self._held = True
+
+    def release(self) -> None:
+        """A pass ends: send what it queued."""
+        self._held = True
+        try:
+            while self._marked:
+                marked, self._marked = self._marked, {}
+                for connection in marked:
+                    connection.flush()
+        finally:
+            self._held = False
+
+    def broken(self, connection: FusedConnection, error: InvalidMessage) -> None:
+        """A peer sent what its connection cannot survive."""
+        self.broken_by[error.reason] += 1
+        log.warning(
+            "a peer broke the protocol; its connection is closed",
+            extra={"peer": str(connection.peer_id), "reason": error.reason, "detail": error.detail},
+        )
+
+    async def run(self) -> None:
+        """Flush what is queued outside of passes, and look after silent links, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep)
+            while True:
+                await self._wake.wait()
+                self._wake = trio.Event()
+                self.release()
+
+    async def _keep(self) -> None:
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            self.look()
+
+    def look(self) -> None:
+        """Ping who was silent, close who stayed so or takes nothing."""
+        for connection in tuple(self.connections):
+            connection.silent_looks += 1
+            connection.full_looks += connection.is_full
+            if connection.silent_looks >= DEAD_AFTER_LOOKS:
+                connection.abort(f"silent for {DEAD_AFTER_LOOKS * LOOK_SECONDS:g} s, and no answer to a ping")
+            elif connection.full_looks >= FULL_LOOKS:
+                connection.abort(f"its socket took nothing for {FULL_LOOKS * LOOK_SECONDS:g} s")
+            elif connection.silent_looks == PING_AFTER_LOOKS:
+                connection.ping()
