@@ -27,7 +27,7 @@ from p2pnode.local.address import parse_api_address
 from p2pnode.local.http import Client
 
 BATCH = 4
-"""Sidecars that start at once: each needs two seconds of CPU to import what it needs."""
+"""Sidecars that start at once: each needs half a second of CPU to import what it needs."""
 
 START_SECONDS = 60.0
 JOIN_SECONDS = 180.0

@@ -1,7 +1,7 @@
 """Many sidecars on one machine, for demos and tests: real processes that can be killed one by one.
 
 libp2p is imported once, in the parent; the children are forked from it before any event
-loop or thread runs, so the 1.3 s of import are paid once and the memory is shared.
+loop or thread runs, so the imports, most of a sidecar's start, are paid once and the memory is shared.
 """
 
 from __future__ import annotations
@@ -279,6 +279,7 @@ def open_fleet(directory: Path, say: Say) -> Iterator[Fleet]:
 
     del p2pnode
     gc.collect()
+    # A child's first full collection would write to each object, and so make most of the memory its own.
     gc.freeze()
     read_end, write_end = os.pipe()
     wake, waker = socket.socketpair()

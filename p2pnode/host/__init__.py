@@ -9,10 +9,14 @@ import os
 # Sends a yamux window update per read unless told otherwise: a quarter of a hop's CPU.
 os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
 
-from p2pnode.host.lean import UNUSED, without
+from p2pnode.lean import LIBP2P, without
 
-with without(UNUSED):
+with without(LIBP2P):
     import libp2p.host.basic_host
 
     # Loaded by the library at the first connection, which is too late.
     import libp2p.network.connection.swarm_connection  # noqa: F401
+
+from p2pnode.host.replaced import replace
+
+replace()
