@@ -221,8 +221,11 @@ class Params:
         """
         if self.d == 0:
             return self
+        small = members <= SMALL_FLEET
+        if self.d == (4 if small else 6) and min(self.max_peers, self.prune_peers) >= 12:
+            return self  # each member that joins asks, and making and checking a new value costs 0.3 ms
         room, given = max(self.max_peers, 12), max(self.prune_peers, 12)
-        if members <= SMALL_FLEET:
+        if small:
             return replace(self, d=4, d_lo=3, d_hi=8, d_score=3, d_out=1, d_lazy=4, max_peers=room, prune_peers=given)
         return replace(self, d=6, d_lo=5, d_hi=12, d_score=4, d_out=2, d_lazy=6, max_peers=room, prune_peers=given)
 
