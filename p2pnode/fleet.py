@@ -264,7 +264,7 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(directory: Path, say: Say) -> Iterator[Fleet]:
+def open_fleet(directory: Path, say: Say, kind: type[Fleet] = Fleet) -> Iterator[Fleet]:
     """A fleet to start; all its processes are gone when the block ends.
 
     Raises:
@@ -286,7 +286,7 @@ def open_fleet(directory: Path, say: Say) -> Iterator[Fleet]:
     waker.setblocking(False)
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup = signal.set_wakeup_fd(waker.fileno())
-    fleet = Fleet(directory, say, wake, write_end, read_end)
+    fleet = kind(directory, say, wake, write_end, read_end)
     try:
         yield fleet
     finally:

@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TextIO
 
@@ -117,6 +118,54 @@ def quiet_libraries(level: LogLevel) -> None:
     libp2p.propagate = level == "debug"
     for name in ("httpx", "httpcore", "hypercorn", "hypercorn.error", "hypercorn.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class Throttled:
+    """One kind of log line that strangers can cause at will, so that they cannot fill a disk with it.
+
+    So many are written in a period, and the next one says in `suppressed` how many were not.
+
+    Args:
+        log: where to.
+        lines: written in each period.
+        seconds: the period.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        *,
+        lines: int = 10,
+        seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._lines = lines
+        self._seconds = seconds
+        self._clock = clock
+        self._until = -math.inf
+        self._left = 0
+        self._suppressed = 0
+
+    def warning(self, message: str, fields: Mapping[str, Any]) -> None:
+        self._write(logging.WARNING, message, fields, exc_info=False)
+
+    def exception(self, message: str) -> None:
+        """With the traceback of the exception that is being handled."""
+        self._write(logging.ERROR, message, {}, exc_info=True)
+
+    def _write(self, level: int, message: str, fields: Mapping[str, Any], *, exc_info: bool) -> None:
+        now = self._clock()
+        if now >= self._until:
+            self._until, self._left = now + self._seconds, self._lines
+        if not self._left:
+            self._suppressed += 1
+            return
+        self._left -= 1
+        suppressed, self._suppressed = self._suppressed, 0
+        extra = {**fields, "suppressed": suppressed} if suppressed else dict(fields)
+        self._log.log(level, message, extra=extra, exc_info=exc_info)
 
 
 def extra_fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -73,6 +73,13 @@ class Host(Protocol):
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
         """Answer requests; `answer` raising InvalidMessage ends that stream only."""
 
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        """How often each `(what, reason)` happened.
+
+        `broken`: connections that ended by what the peer sent, or left dying. `failed`: exceptions of our own
+        that nobody expected, by where they came from.
+        """
+
     async def ping(self, peer: PeerId) -> float:
         """Round trip over `/ipfs/ping/1.0.0`, in seconds.
 

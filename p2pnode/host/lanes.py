@@ -23,6 +23,9 @@ READ_BYTES = 64 * 1024
 WRITE_SECONDS = 30.0
 """A peer that takes nothing for so long is given up."""
 
+LOOK_SECONDS = 5.0
+"""How often a lane looks whether its peer took something."""
+
 LANE_BYTES = 128 * 1024
 """Frames leave the queue while less than this waits in the stream: later ones may still be dropped or overtaken."""
 
@@ -90,13 +93,16 @@ class FusedLane:
     async def run(self) -> None:
         self._stream.feed(self._refuse)
         self._pump()
+        sent, since = self._state.sent, trio.current_time()
         while True:
-            sent = self._state.sent
-            with trio.move_on_after(WRITE_SECONDS) as patience:
+            with trio.move_on_after(LOOK_SECONDS) as patience:
                 await self._stream.ended()
             if not patience.cancelled_caught:
                 break
-            if self._state.waiting and self._state.sent == sent:
+            now = trio.current_time()
+            if not self._state.waiting or self._state.sent != sent:
+                sent, since = self._state.sent, now
+            elif now - since >= WRITE_SECONDS:
                 raise trio.TooSlowError
         if self._stream.reset_by is not None:
             raise MuxedStreamReset(self._stream.reset_by)

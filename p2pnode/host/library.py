@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
@@ -37,6 +37,14 @@ HANG_UP_SECONDS = 2.0
 PING_PROTOCOL = TProtocol("/ipfs/ping/1.0.0")
 PING_BYTES = 32
 AGENT_KEY = "agent_version"
+
+DEAD_LINK_OPTIONS = (
+    ("TCP_KEEPIDLE", 4),  # seconds
+    ("TCP_KEEPINTVL", 2),
+    ("TCP_KEEPCNT", 4),
+    ("TCP_USER_TIMEOUT", 12_000),  # milliseconds; for what was sent and not acknowledged, where no keepalive is sent
+)
+"""A silent link of the library's is given up 12 s after the last sign of life, as `fused/outbox.py` does its own."""
 
 # What the library raises for a peer or a network that is not as it should be.
 LIBRARY_ERRORS = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -154,6 +162,14 @@ class LibraryHost:
             await stream.write(encode_frame(body))
             return await read_frame(stream, limit_bytes)
 
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        counted = {("broken", reason): count for reason, count in self.outbox.broken_by.items()}
+        return {
+            **counted,
+            ("failed", "stream"): self.outbox.failures,
+            ("failed", "handler"): self.handler_failures,
+        }
+
     def agent_version(self, peer: PeerId) -> str | None:
         """What the peer called its software in identify; None until it did."""
         try:
@@ -235,8 +251,15 @@ class LibraryHost:
                     await self.reset(stream)
 
     def opened(self, connection: INetConn) -> None:
+        if connection.is_closed:
+            # It broke while the library made it known, and `closed` was called first or will be called still.
+            if isinstance(connection, SwarmConn):
+                self.swarm.remove_conn(connection)
+            return
         peer = from_library_id(connection.muxed_conn.peer_id)
-        self._sockets[connection] = _tcp_stream(connection)
+        self._sockets[connection] = stream = _tcp_stream(connection)
+        if stream is not None:
+            _notice_a_dead_link(stream)
         if peer in self._links:
             return
         dialled = bool(getattr(connection.muxed_conn, "is_initiator", False))
@@ -261,6 +284,9 @@ class LibraryHost:
     def closed(self, connection: INetConn) -> None:
         # The library leaves the socket of a connection that the other side closed to the garbage collector.
         self._cut(connection)
+        if isinstance(connection, SwarmConn):
+            # One that broke while the library made it known was removed before it was added.
+            self.swarm.remove_conn(connection)
         peer_id = connection.muxed_conn.peer_id
         if any(not other.is_closed for other in self.swarm.get_connections(peer_id) if other is not connection):
             return
@@ -276,6 +302,19 @@ def _tcp_stream(connection: INetConn) -> trio.SocketStream | None:
     for name in ("secured_conn", "conn", "conn", "stream", "stream"):
         layer = getattr(layer, name, None)
     return layer if isinstance(layer, trio.SocketStream) else None
+
+
+def _notice_a_dead_link(stream: trio.SocketStream) -> None:
+    """Let the kernel look after silence, because the library's yamux pings and does not mind when nothing comes back.
+
+    Only a link is looked after so: a process that stands still has a kernel that goes on to answer.
+    """
+    with suppress(OSError):  # a socket that is closed already
+        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_KEEPALIVE, 1)
+        for option, value in DEAD_LINK_OPTIONS:
+            number = getattr(trio.socket, option, None)
+            if number is not None:  # macOS has other names for some
+                stream.setsockopt(trio.socket.IPPROTO_TCP, number, value)
 
 
 def _remote_addr(connection: INetConn) -> str:

@@ -23,6 +23,7 @@ from p2pnode.host.frames import encode_frame
 from p2pnode.host.lanes import WRITE_SECONDS, Lane, lane_for, read_frames
 from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, from_library_id, to_library_id
 from p2pnode.host.outbound import Frame, OutboundQueue
+from p2pnode.logs import Throttled
 from p2pnode.ports import Link, MeshsubEvents
 from p2pnode.wire.rpc import MAX_RPC_BYTES
 
@@ -76,6 +77,8 @@ class Meshsub:
         self._rng = rng
         self._peers: dict[PeerId, _Peer] = {}
         self._events: MeshsubEvents | None = None
+        self._deaf = Throttled(log)
+        self._garbage = Throttled(log)
 
     def report_to(self, events: MeshsubEvents) -> None:
         """Who hears from now on; until then nothing is accepted and nothing opened."""
@@ -117,7 +120,7 @@ class Meshsub:
         if peer.full_since is None or peer.full_since[1] != sent:
             peer.full_since = (now, sent)
         elif now - peer.full_since[0] > FULL_SECONDS:
-            log.warning("a peer does not read what it is sent; hanging up", extra={"peer": peer.link.peer})
+            self._deaf.warning("a peer does not read what it is sent; hanging up", {"peer": peer.link.peer})
             peer.full_since = None
             self.hang_up(peer.link.peer)
         if self._events is not None:
@@ -192,7 +195,7 @@ class Meshsub:
         try:
             await peer.lane.run()
         except trio.TooSlowError:
-            log.warning(f"a peer took nothing for {WRITE_SECONDS:g} s; hanging up", extra={"peer": peer.link.peer})
+            self._deaf.warning(f"a peer took nothing for {WRITE_SECONDS:g} s; hanging up", {"peer": peer.link.peer})
             self.hang_up(peer.link.peer)
         except LIBRARY_ERRORS as error:
             log.debug("pubsub stream ended", extra={"peer": peer.link.peer, "reason": str(error)[:200]})
@@ -205,7 +208,7 @@ class Meshsub:
         """A write failed on a stream that lasted so many seconds."""
         peer.broken_writes = 1 if lasted >= WRITE_SECONDS else peer.broken_writes + 1
         if peer.broken_writes >= BROKEN_WRITES:
-            log.warning("a peer takes nothing by any stream; hanging up", extra={"peer": peer.link.peer})
+            self._deaf.warning("a peer takes nothing by any stream; hanging up", {"peer": peer.link.peer})
             peer.broken_writes = 0
             self.hang_up(peer.link.peer)
 
@@ -226,8 +229,8 @@ class Meshsub:
         try:
             await read_frames(stream, MAX_RPC_BYTES, lambda frame: events.frame(peer_id, frame))
         except InvalidMessage as error:
-            log.warning(
-                "a peer sent what is no pubsub RPC; its stream ends", extra={"peer": peer_id, "reason": str(error)}
+            self._garbage.warning(
+                "a peer sent what is no pubsub RPC; its stream ends", {"peer": peer_id, "reason": str(error)}
             )
             self._events.misbehaved(peer_id, error.reason)
             await self._host.reset(stream)

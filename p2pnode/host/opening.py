@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import trio
 from libp2p import new_host
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee, IPeerStore
+from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee, IPeerStore, IRawConnection
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
@@ -24,6 +24,7 @@ from libp2p.host import basic_host
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
@@ -122,12 +123,15 @@ async def open_host(
     swarm.retry_config = RetryConfig(max_retries=0)
     # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
     swarm._inbound_limiter.total_tokens = math.inf
-    swarm.set_stream_handler(functools.partial(_negotiate, swarm.common_stream_handler))
     outbox = Outbox()
     if stack == "fused":
         connect = functools.partial(FusedConnection, outbox=outbox, budget=Budget())
-        swarm.upgrader = FusingUpgrader(swarm.upgrader, connect)
+        swarm.upgrade_inbound_raw_conn = functools.partial(  # type: ignore[method-assign]
+            _serve_inbound, swarm.upgrade_inbound_raw_conn
+        )
+        swarm.upgrader = FusingUpgrader(swarm.upgrader, connect, outbox.refused)
     host = LibraryHost(identity, library, swarm, announce, outbox)
+    swarm.set_stream_handler(functools.partial(_negotiate, host, swarm.common_stream_handler))
     swarm.register_notifee(_Notifee(host))
     for addr in addrs:
         await _check_bindable(addr)
@@ -162,12 +166,27 @@ def _keep_agent_versions() -> None:
     host_module.update_peerstore_from_identify = update
 
 
-async def _negotiate(inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:
+async def _serve_inbound(
+    inner: Callable[[IRawConnection, Multiaddr], Awaitable[IMuxedConn]], raw: IRawConnection, addr: Multiaddr
+) -> IMuxedConn:
+    """Return by an error when the connection has ended.
+
+    The library's task of an inbound connection would wait for the end of the host, one for each that ever was.
+    """
+    connection = await inner(raw, addr)
+    if isinstance(connection, FusedConnection):
+        await connection.ended.wait()
+        raise SwarmException("the connection has ended")
+    return connection
+
+
+async def _negotiate(host: LibraryHost, inner: Callable[[INetStream], Awaitable[None]], stream: INetStream) -> None:
     # The library lets some failures of a stream's negotiation through, which end the host.
     try:
         await inner(stream)
     except Exception as error:
         log.debug("inbound stream not negotiated", extra={"reason": reason_of(error)})
+        await host.reset(stream)  # else it stays open, and counts
 
 
 _BIND_HINTS = {

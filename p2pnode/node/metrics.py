@@ -8,13 +8,28 @@ from p2pnode.node.history import History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
 from p2pnode.node.publish import Publisher
-from p2pnode.ports import Gossip
+from p2pnode.ports import Gossip, Host
 
 
 def series(name: str, value: float, **labels: str) -> tuple[str, float]:
     """`name{label="value"}` and its value."""
     inside = ",".join(f'{label}="{text}"' for label, text in labels.items())
     return (f"{name}{{{inside}}}" if inside else name), value
+
+
+_HOST_SERIES = {
+    "broken": ("p2pnode_connections_broken_total", "reason"),
+    "failed": ("p2pnode_host_failures_total", "where"),
+}
+
+
+def host_metrics(host: Host) -> Mapping[str, float]:
+    """Links, connections that broke by reason, and failures of our own below the router."""
+    rows = [series("p2pnode_links", len(host.links()))]
+    for (what, why), count in host.counters().items():
+        name, label = _HOST_SERIES[what]
+        rows.append(series(name, count, **{label: why}))
+    return dict(rows)
 
 
 def member_metrics(members: Members) -> Mapping[str, float]:

@@ -26,7 +26,7 @@ from p2pnode.node.documents import member_document, peer_order, stranger_documen
 from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members, Tools
-from p2pnode.node.metrics import gossip_metrics, history_metrics, member_metrics
+from p2pnode.node.metrics import gossip_metrics, history_metrics, host_metrics, member_metrics
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
 from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
@@ -362,7 +362,7 @@ class Node:
         return addrs
 
     def metrics(self) -> Mapping[str, float]:
-        own = {"p2pnode_links": float(len(self._host.links())), "p2pnode_followers": float(self._followers)}
+        own = {**host_metrics(self._host), "p2pnode_followers": float(self._followers)}
         gossip = gossip_metrics(self._gossip, self._inbound, self.publisher) if self._gossip is not None else {}
         return {**own, **history_metrics(self._history), **member_metrics(self.members), **gossip}
 

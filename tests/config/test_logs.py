@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from p2pnode.logs import LogFormat, LogLevel, configure_logging, quiet_libraries
+from p2pnode.logs import LogFormat, LogLevel, Throttled, configure_logging, quiet_libraries
 
 LIBRARIES = ("libp2p", "httpx", "httpcore", "hypercorn", "hypercorn.error", "hypercorn.access")
 
@@ -209,3 +209,25 @@ def test_importing_logs_configures_nothing() -> None:
     probe = "import logging, p2pnode.logs; print(logging.getLogger().handlers, logging.getLogger().level)"
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"[] {logging.WARNING}"
+
+
+def test_lines_that_strangers_cause_are_few_and_say_how_many_were_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    throttled = Throttled(logging.getLogger("test"), lines=2, seconds=60, clock=lambda: now[0])
+    for second in (0, 1, 2, 59, 60, 61, 62):
+        now[0] = second
+        throttled.warning("a stranger knocks", {"second": second})
+    told = [(vars(record)["second"], vars(record).get("suppressed")) for record in caplog.records]
+    assert told == [(0, None), (1, None), (60, 2), (61, None)]
+
+
+def test_a_throttled_exception_keeps_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    throttled = Throttled(logging.getLogger("test"), lines=1)
+    for _ in range(3):
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            throttled.exception("a reader failed")
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError

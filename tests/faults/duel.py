@@ -33,6 +33,10 @@ class Duel:
         # Labels are written in alphabetical order.
         return self.victim.metric(f'p2pnode_gossip_inbound_total{{reason="{reason}",verdict="{verdict}"}}')
 
+    def broken(self, reason: str) -> float:
+        """How many connections of the victim's ended so."""
+        return self.victim.metric(f'p2pnode_connections_broken_total{{reason="{reason}"}}')
+
     def records_refused(self, reason: str) -> float:
         return self.victim.metric(f'p2pnode_member_records_refused_total{{reason="{reason}"}}')
 

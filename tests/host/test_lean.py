@@ -11,6 +11,7 @@ import pytest
 
 from p2pnode.lean import API, LIBP2P, without
 from tests.e2e.harness import environment, running_node, stop, wait_until
+from tests.stacks import Stack, on_both_stacks
 
 TOPIC = "councils.claims"
 
@@ -67,11 +68,12 @@ def test_only_the_libraries_that_the_lists_are_for_hold_stand_ins() -> None:
     assert set(fresh(code).split()) == HOLDERS
 
 
-def test_two_sidecars_live_together_without_touching_a_stand_in(tmp_path: Path) -> None:
+@on_both_stacks
+def test_two_sidecars_live_together_without_touching_a_stand_in(stack: Stack, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCHED)
     touched = tmp_path / "touched"
     path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
-    env = environment(tmp_path / "run", PYTHONPATH=path, TOUCHED=str(touched))
+    env = environment(tmp_path / "run", PYTHONPATH=path, TOUCHED=str(touched), P2PNODE_TRANSPORT_STACK=stack)
     with running_node(tmp_path, "first", env=env) as first:
         named = first.bootstrap.replace("/ip4/127.0.0.1/", "/dns4/localhost/")
         nobody = f"/ip4/127.0.0.1/tcp/1/p2p/{first.bootstrap.rpartition('/')[2]}"

@@ -26,6 +26,7 @@ from p2pnode.core.peerid import peer_id_text
 from p2pnode.host.opening import open_host
 from p2pnode.host.replaced import NoResolver, OtherPublicKey
 from p2pnode.identity import Identity, peer_id_of
+from tests.stacks import Stack, on_both_stacks
 
 KEYS: dict[KeyType, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey] = {
     KeyType.RSA: rsa.generate_private_key(65537, 2048),
@@ -76,12 +77,13 @@ def test_a_key_that_cannot_be_read_verifies_nothing(kind: KeyType) -> None:
     assert not OtherPublicKey(kind, b"no key").verify(b"said", b"signature")
 
 
+@on_both_stacks
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_peer_of_any_key_type_dials_and_is_known_by_its_peer_id(kind: KeyType) -> None:
+async def test_a_peer_of_any_key_type_dials_and_is_known_by_its_peer_id(kind: KeyType, stack: Stack) -> None:
     private = OtherPrivateKey(kind)
     keys = KeyPair(private, private.get_public_key())
     foreign = new_host(key_pair=keys, sec_opt={NOISE: NoiseTransport(keys, create_new_key_pair().private_key)})
-    async with open_host(Identity.generate(), ["/ip4/127.0.0.1/tcp/0"]) as ours, foreign.run([]):
+    async with open_host(Identity.generate(), ["/ip4/127.0.0.1/tcp/0"], stack=stack) as ours, foreign.run([]):
         info = info_from_p2p_addr(Multiaddr(ours.addrs()[0]))
         await foreign.connect(info)
         with trio.fail_after(10):

@@ -123,6 +123,7 @@ class FakeHost:
         self._served: dict[str, tuple[Callable[[PeerId, bytes], Awaitable[bytes]], int]] = {}
         self._events: HostEvents | None = None
         self.pings = True
+        self.counted: Counter[tuple[str, str]] = Counter()
         network.hosts[addr] = self
 
     @property
@@ -191,6 +192,9 @@ class FakeHost:
 
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
         self._served[protocol] = (answer, limit_bytes)
+
+    def counters(self) -> Mapping[tuple[str, str], int]:
+        return self.counted
 
     async def ping(self, peer: PeerId) -> float:
         await trio.sleep(0.002)

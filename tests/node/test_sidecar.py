@@ -282,9 +282,12 @@ async def test_topics_are_counted(autojump_clock: MockClock) -> None:
             assert (document["messages"], document["received"], document["published"]) == (3, received, published)
             assert (document["peers"], len(document["mesh"])) == (1, 1)
             assert [each["topic"] for each in running.node.topics()] == ["councils.forming", TOPIC, "p2pnode.members"]
+            running.host.counted.update({("broken", "flood"): 3, ("failed", "handler"): 0})
             metrics = running.node.metrics()
             assert metrics[f'p2pnode_messages_received_total{{topic="{TOPIC}"}}'] == received
             assert metrics["p2pnode_links"] == 1
+            assert metrics['p2pnode_connections_broken_total{reason="flood"}'] == 3
+            assert metrics['p2pnode_host_failures_total{where="handler"}'] == 0
             assert metrics['p2pnode_members{state="alive"}'] == 2
 
 

@@ -47,6 +47,7 @@ class FusedConnection(IMuxedConn):
 
     Attributes:
         closed_for: why it was closed; None while it is open.
+        ended: set when it is closed.
         on_close: the library's hook, called once when the connection ended.
         silent_looks: looks of the keeper since something came.
         full_looks: looks that found the socket full since it last took something.
@@ -60,6 +61,7 @@ class FusedConnection(IMuxedConn):
         self.on_close: Callable[[], Awaitable[None]] | None = None
         self.negotiated_muxer_protocol = "/yamux/1.0.0"
         self.closed_for: str | None = None
+        self.ended = trio.Event()
         self.silent_looks = 0
         self.full_looks = 0
         self._is_initiator = is_initiator
@@ -76,7 +78,6 @@ class FusedConnection(IMuxedConn):
         self._opened_event = trio.Event()
         self._unsent = b""
         self._full = trio.Event()
-        self._scope: trio.CancelScope | None = None
 
     # -- what the library calls --------------------------------------------------------
 
@@ -99,17 +100,16 @@ class FusedConnection(IMuxedConn):
 
     async def start(self) -> None:
         """Read and write until the connection ends, however it ends; nothing is raised."""
-        with trio.CancelScope() as self._scope:
-            async with trio.open_nursery() as nursery:
-                self._outbox.connections.add(self)
-                try:
-                    self.event_started.set()
-                    nursery.start_soon(self._write_when_possible)
-                    await self._read()
-                finally:
-                    self._outbox.connections.discard(self)
-                    self.abort("the host stops")
-                    nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            self._outbox.connections.add(self)
+            try:
+                self.event_started.set()
+                nursery.start_soon(self._write_when_possible)
+                await self._read()
+            finally:
+                self._outbox.connections.discard(self)
+                self.abort("the host stops")
+                nursery.cancel_scope.cancel()
         if self.on_close is not None:
             await self.on_close()
 
@@ -183,6 +183,8 @@ class FusedConnection(IMuxedConn):
         if self.closed_for is not None:
             return
         self.closed_for = reason
+        self.ended.set()
+        log.debug("a connection ends", extra={"peer": str(self.peer_id), "reason": reason})
         if code is not None and not self._unsent:
             self._session.go_away(code)
             self._last_words()
@@ -210,13 +212,17 @@ class FusedConnection(IMuxedConn):
                 self._pass(self._early)
             while self.closed_for is None:
                 await trio.lowlevel.wait_readable(fd)
+                if self.is_closed:
+                    return  # since it was woken: the descriptor may be another socket's by now
                 try:
                     data = os.read(fd, READ_BYTES)
                 except BlockingIOError:
                     continue
                 if not data:
-                    within = " within a frame" if opener.cut or session.cut else ""
-                    self.abort(f"the peer closed the connection{within}")
+                    if opener.cut or session.cut:
+                        self._outbox.ended(self, "cut", "the peer closed the connection within a frame")
+                    else:
+                        self.abort("the peer closed the connection")
                     return
                 self.silent_looks = 0
                 self._pass(opener.feed(data))
@@ -224,9 +230,12 @@ class FusedConnection(IMuxedConn):
             self.abort("closed by us")
         except InvalidMessage as error:
             self._outbox.broken(self, error)
-            self.abort(f"{error.reason}: {error.detail}", yamux.GoAwayCode.PROTOCOL_ERROR)
         except OSError as error:
             self.abort(self._os_reason(error))
+        except Exception:
+            # The library ends the whole host for whatever leaves `start`.
+            self._outbox.failed("a connection's reader failed; only its connection ends")
+            self.abort("its reader failed", yamux.GoAwayCode.INTERNAL_ERROR)
 
     def _pass(self, plain: bytes) -> None:
         """Digest what came, and send what it brought about."""
@@ -250,8 +259,7 @@ class FusedConnection(IMuxedConn):
             stream.came(data)
         except Exception:
             # Whatever goes wrong above us ends one stream, not the reader of all of them.
-            self._outbox.failures += 1
-            log.exception("a stream's reader failed; only its stream ends")
+            self._outbox.failed("a stream's reader failed; only its stream ends")
             stream.abort("its reader failed")
 
     def _event(self, event: yamux.Event) -> None:
@@ -298,8 +306,16 @@ class FusedConnection(IMuxedConn):
     def _tell_drained(self) -> None:
         for state in self._session.drained():
             if (stream := self._streams.get(state)) is not None:
-                stream.drained()
+                self._drained(stream)
             self._forget_if_gone(state)
+
+    def _drained(self, stream: FusedStream) -> None:
+        try:
+            stream.drained()
+        except Exception:
+            # It may run within the pass of another connection, which has no part in it.
+            self._outbox.failed("a stream's writer failed; only its stream ends")
+            stream.abort("its writer failed")
 
     def _send(self) -> bool:
         """Whether all of it left."""

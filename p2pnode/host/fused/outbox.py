@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from p2pnode.core.yamux import GoAwayCode
 from p2pnode.errors import InvalidMessage
+from p2pnode.logs import Throttled
 
 if TYPE_CHECKING:
     from p2pnode.host.fused.connection import FusedConnection
@@ -37,8 +39,9 @@ class Outbox:
 
     Attributes:
         connections: the open ones.
-        failures: readers of ours that raised what they should not.
-        broken_by: connections closed for what the peer sent, by reason.
+        failures: readers and writers of ours that raised what they should not.
+        broken_by: connections closed for what the peer sent, by the reason of the error; and those that it
+            left dying: `silent`, `full`, `cut`, or in the `handshake`.
     """
 
     def __init__(self) -> None:
@@ -48,6 +51,8 @@ class Outbox:
         self._marked: dict[FusedConnection, None] = {}
         self._held = False
         self._wake = trio.Event()
+        self._breaches = Throttled(log)
+        self._failures = Throttled(log)
 
     def mark(self, connection: FusedConnection) -> None:
         """It has something to send."""
@@ -71,12 +76,27 @@ class Outbox:
             self._held = False
 
     def broken(self, connection: FusedConnection, error: InvalidMessage) -> None:
-        """A peer sent what its connection cannot survive."""
+        """A peer sent what its connection cannot survive: count it, say so, close."""
         self.broken_by[error.reason] += 1
-        log.warning(
+        self._breaches.warning(
             "a peer broke the protocol; its connection is closed",
-            extra={"peer": str(connection.peer_id), "reason": error.reason, "detail": error.detail},
+            {"peer": str(connection.peer_id), "reason": error.reason, "detail": error.detail},
         )
+        connection.abort(f"{error.reason}: {error.detail}", GoAwayCode.PROTOCOL_ERROR)
+
+    def ended(self, connection: FusedConnection, reason: str, detail: str) -> None:
+        """A connection died, or must be given up; nobody broke a rule, so it is counted and not warned of."""
+        self.broken_by[reason] += 1
+        connection.abort(detail)
+
+    def refused(self) -> None:
+        """A connection that came in ended before it was one."""
+        self.broken_by["handshake"] += 1
+
+    def failed(self, what: str) -> None:
+        """An exception of ours is being handled that nobody expected."""
+        self.failures += 1
+        self._failures.exception(what)
 
     async def run(self) -> None:
         """Flush what is queued outside of passes, and look after silent links, until cancelled."""
@@ -98,8 +118,10 @@ class Outbox:
             connection.silent_looks += 1
             connection.full_looks += connection.is_full
             if connection.silent_looks >= DEAD_AFTER_LOOKS:
-                connection.abort(f"silent for {DEAD_AFTER_LOOKS * LOOK_SECONDS:g} s, and no answer to a ping")
+                self.ended(
+                    connection, "silent", f"silent for {DEAD_AFTER_LOOKS * LOOK_SECONDS:g} s, and no answer to a ping"
+                )
             elif connection.full_looks >= FULL_LOOKS:
-                connection.abort(f"its socket took nothing for {FULL_LOOKS * LOOK_SECONDS:g} s")
+                self.ended(connection, "full", f"its socket took nothing for {FULL_LOOKS * LOOK_SECONDS:g} s")
             elif connection.silent_looks == PING_AFTER_LOOKS:
                 connection.ping()

@@ -24,7 +24,7 @@ class FusedStream(IMuxedStream):
     Attributes:
         state: the multiplexer's side of it.
         reset_by: why it was reset; None while it was not.
-        on_drained: called when everything written so far has left for the socket; must not raise.
+        on_drained: called when everything written so far has left for the socket.
     """
 
     def __init__(self, connection: FusedConnection, state: yamux.Stream) -> None:
@@ -110,7 +110,8 @@ class FusedStream(IMuxedStream):
         Returns:
             False when nothing can be written any more.
         """
-        if self.reset_by is not None or self.state.finishing:
+        # Gone without having heard of it yet: the end of the stream is a later event of the same pass.
+        if self.state.gone or self.state.finishing:
             return False
         self._connection.write(self.state, data)
         return True
@@ -171,8 +172,8 @@ class FusedStream(IMuxedStream):
             self._over = None
 
     def _write(self, data: bytes) -> None:
-        if self.reset_by is not None:
-            raise MuxedStreamReset(self.reset_by)
         if self.state.finishing:
             raise MuxedStreamClosed("the stream was closed for writing")
+        if self.state.gone:
+            raise MuxedStreamReset(self.reset_by or "reset by the peer")
         self._connection.write(self.state, data)

@@ -7,13 +7,15 @@ we rely on in py-libp2p 0.8.1 is in `take_over`; `tests/host/test_takeover.py` f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import trio
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
@@ -24,6 +26,9 @@ from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
 from p2pnode.host.fused.noise import Opener, Sealer
+from p2pnode.logs import Throttled
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,6 +60,13 @@ def take_over(secured: ISecureConn) -> Handshaken:
     Raises:
         LibraryChanged: it is no Noise session over TCP as version 0.8.1 makes it.
     """
+    try:
+        return _take_over(secured)
+    except AttributeError as error:
+        raise _changed(f"{error}") from error
+
+
+def _take_over(secured: ISecureConn) -> Handshaken:
     session = _a(secured, SecureSession, "session")
     transport = _a(session.conn, NoiseTransportReadWriter, "session.conn")
     raw = _a(transport.read_writer.read_write_closer, RawConnection, "below the Noise frames")
@@ -75,11 +87,12 @@ def _key(state: Any) -> tuple[ChaCha20Poly1305, int]:
 
 def _a(value: object, kind: type[T], where: str) -> T:
     if not isinstance(value, kind):
-        raise LibraryChanged(
-            f"py-libp2p: {where} is a {type(value).__name__}, expected {kind.__name__}; "
-            "set transport.stack = library until p2pnode knows this version"
-        )
+        raise _changed(f"{where} is a {type(value).__name__}, expected {kind.__name__}")
     return value
+
+
+def _changed(how: str) -> LibraryChanged:
+    return LibraryChanged(f"py-libp2p: {how}; set transport.stack = library until p2pnode knows this version")
 
 
 class FusingUpgrader(TransportUpgrader):
@@ -88,21 +101,53 @@ class FusingUpgrader(TransportUpgrader):
     Args:
         inner: the one that the library made, with its security and muxer protocols.
         connect: makes a connection of a finished handshake, its peer, and whether we dialled.
+        refused: called when the handshake of a connection that came in failed, or took too long.
     """
 
-    def __init__(self, inner: TransportUpgrader, connect: Callable[[Handshaken, ID, bool], IMuxedConn]) -> None:
+    def __init__(
+        self,
+        inner: TransportUpgrader,
+        connect: Callable[[Handshaken, ID, bool], IMuxedConn],
+        refused: Callable[[], None] = lambda: None,
+    ) -> None:
         self.security_multistream = inner.security_multistream
         self.muxer_multistream = inner.muxer_multistream
         self._connect = connect
+        self._refused = refused
+        self._changes = Throttled(log)
+
+    async def upgrade_security(
+        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
+    ) -> ISecureConn:
+        """As the library's, counted."""
+        with self._counted(is_initiator):
+            return await super().upgrade_security(raw_conn, is_initiator, peer_id)
+
+    @contextmanager
+    def _counted(self, is_initiator: bool) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # being cancelled is how the library says that it took too long
+            if not is_initiator:
+                self._refused()
+            raise
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on yamux, then leave the library.
 
         Raises:
             MuxerUpgradeFailure: the peer does not speak yamux.
+            LibraryChanged: see `take_over`.
         """
+        with self._counted(conn.is_initiator):
+            try:
+                await self.muxer_multistream.select_transport(conn)
+            except MultiselectError as error:
+                raise MuxerUpgradeFailure("failed to negotiate the multiplexer protocol") from error
         try:
-            await self.muxer_multistream.select_transport(conn)
-        except MultiselectError as error:
-            raise MuxerUpgradeFailure("failed to negotiate the multiplexer protocol") from error
-        return self._connect(take_over(conn), peer_id, conn.is_initiator)
+            handshaken = take_over(conn)
+        except LibraryChanged as error:
+            # The library drops whatever ends an inbound connection; this one would end them all unheard.
+            self._changes.warning("no connection can be made", {"reason": str(error)})
+            raise
+        return self._connect(handshaken, peer_id, conn.is_initiator)
