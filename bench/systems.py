@@ -14,8 +14,8 @@ from pathlib import Path
 from bench.processes import BenchPeer, PeerFailed, ask_all, execute, fork, stop_all
 from tests.interop.installation import command, install
 
-SYSTEMS = ("ours", "library", "stock", "js", "kubo")
-FORKED = frozenset({"ours", "library", "stock"})
+SYSTEMS = ("ours", "unfused", "library", "stock", "js", "kubo")
+FORKED = frozenset({"ours", "unfused", "library", "stock"})
 """Python systems, forked from a parent that has imported everything."""
 
 PEERS = Path(__file__).resolve().parent / "peers"

@@ -1,13 +1,12 @@
 """A kubo 0.22 node that speaks the protocol of `bench.processes`: quiet under load, receipts kept in memory.
 
-Run by the interpreter of `.interop/kubo`; needs only the standard library and that environment. Configured as
-`tests/interop/kubo/peer.py`. The library has no blocking read, so its queue is polled: receipts are late by up to
+Run by the interpreter of `.interop/kubo`; needs only the standard library and that environment. Configured as by
+`tests/interop/kubo_config.py`. The library has no blocking read, so its queue is polled: receipts are late by up to
 `POLL_SECONDS`, half of it on average. The polling costs CPU, loaded or not; an idle window shows how much.
 """
 
 import base64
 import importlib
-import ipaddress
 import json
 import os
 import random
@@ -17,8 +16,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.interop.kubo_config import confined
 
 POLL_SECONDS = 0.010
 DEGREE = 6
@@ -32,38 +36,9 @@ def configured(config: dict[str, Any], address: str, neighbours: Sequence[str]) 
 
     Its LAN DHT cannot be turned off and would connect everybody with everybody, hence an address for each node.
     """
-    refused = [ipaddress.IPv4Network("0.0.0.0/0")]
     # What a node dials comes from 127.0.0.1 when the kernel chooses; nobody listens there.
-    for allowed in ("127.0.0.1", *neighbours):
-        network = ipaddress.IPv4Network(allowed)
-        refused = [
-            part for each in refused for part in (each.address_exclude(network) if network.subnet_of(each) else (each,))
-        ]
-    config["Bootstrap"] = []
-    config["Addresses"].update(
-        {"Swarm": [f"/ip4/{address}/tcp/0"], "API": [], "Gateway": [], "Announce": [], "AppendAnnounce": []}
-    )
-    config["Discovery"]["MDNS"]["Enabled"] = False
-    config["Routing"]["Type"] = "none"
-    config["AutoNAT"] = {"ServiceMode": "disabled"}
-    config["Reprovider"] = {"Interval": "0"}
-    config["Pubsub"] = {"Enabled": True, "Router": "gossipsub"}
-    config["Swarm"].update(
-        {
-            "AddrFilters": [f"/ip4/{net.network_address}/ipcidr/{net.prefixlen}" for net in refused]
-            + ["/ip6/::/ipcidr/0"],
-            "ConnMgr": {"Type": "none"},
-            "DisableNatPortMap": True,
-            "EnableHolePunching": False,
-            "RelayClient": {"Enabled": False},
-            "RelayService": {"Enabled": False},
-            "Transports": {
-                "Network": {"TCP": True, "QUIC": False, "WebTransport": False, "Websocket": False, "Relay": False},
-                "Security": {},
-                "Multiplexers": {},
-            },
-        }
-    )
+    confined(config, address, [IPv4Network(allowed) for allowed in ("127.0.0.1", *neighbours)])
+    config["Swarm"]["ConnMgr"] = {"Type": "none"}
     return config
 
 

@@ -1,7 +1,8 @@
 """Our router or one of py-libp2p as a bench peer: host, streams and router of the product, without its node and API.
 
-Everything below the router is the same for all: `open_host`, so Noise and yamux. What differs is the router and how
-it uses its streams; and `stock` signs and verifies by itself, the others by libsodium.
+`ours` is what the product runs: our router on our Noise and yamux. `unfused` is the same router on the library's
+streams, `library` and `stock` are the library's router on them: these three share everything below the router. And
+`stock` signs and verifies by itself, the others by libsodium.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class Node:
 
 
 @asynccontextmanager
-async def _open_ours(identity: Identity, host: LibraryHost, receipts: Receipts, nodes: int) -> AsyncIterator[Opened]:
+async def open_routed(identity: Identity, host: LibraryHost, receipts: Receipts, nodes: int) -> AsyncIterator[Opened]:
+    """Our router on the streams of `host`; its mesh degree follows the number of nodes."""
     async with open_meshsub(host, Random(os.urandom(16))) as streams, trio.open_nursery() as nursery:
         params = Params(heartbeat_seconds=HEARTBEAT_SECONDS).for_fleet(nodes)
         gossip = RoutedGossip(
@@ -191,7 +193,8 @@ async def _open_stock(identity: Identity, host: LibraryHost, receipts: Receipts,
 
 
 _OPEN: dict[str, Callable[[Identity, LibraryHost, Receipts, int], AbstractAsyncContextManager[Opened]]] = {
-    "ours": _open_ours,
+    "ours": open_routed,
+    "unfused": open_routed,
     "library": _open_library,
     "stock": _open_stock,
 }
@@ -200,7 +203,7 @@ _OPEN: dict[str, Callable[[Identity, LibraryHost, Receipts, int], AbstractAsyncC
 async def _serve(system: str, nodes: int) -> None:
     identity, receipts = Identity.generate(), Receipts()
     async with (
-        open_host(identity, ["/ip4/127.0.0.1/tcp/0"]) as host,
+        open_host(identity, ["/ip4/127.0.0.1/tcp/0"], stack="fused" if system == "ours" else "library") as host,
         _OPEN[system](identity, host, receipts, nodes) as opened,
         trio.open_nursery() as nursery,
     ):
@@ -228,7 +231,7 @@ def run(system: str, nodes: int) -> None:
     """The whole life of a forked peer.
 
     Args:
-        system: `ours`, `library` or `stock`.
+        system: `ours`, `unfused`, `library` or `stock`.
         nodes: how many there will be; our mesh degree follows it.
     """
     trio.run(_serve, system, nodes)

@@ -14,11 +14,14 @@ INTERVAL_SECONDS = 0.001
 
 
 LAYERS = (
+    ("p2pnode/core/yamux", "yamux"),
     ("p2pnode/core/", "our router"),
     ("p2pnode/wire/", "our RPC and message codec"),
     ("p2pnode/node/", "our loop around the router"),
     ("p2pnode/identity", "signatures"),
     ("/nacl/", "signatures"),
+    ("p2pnode/host/fused/noise", "Noise"),
+    ("cryptography/", "Noise"),
     ("p2pnode/host/", "our streams"),
     ("bench/peers/", "bench peer or library adapter"),
     ("libp2p/pubsub/", "library's pubsub"),

@@ -130,8 +130,8 @@ class Fleet:
 
 
 @contextmanager
-def running_fleet(directory: Path, agents: int, orchestrators: int = 1) -> Iterator[Fleet]:
-    """`p2pnode fleet` as an operator starts it."""
+def running_fleet(directory: Path, agents: int, orchestrators: int = 1, **extra: str) -> Iterator[Fleet]:
+    """`p2pnode fleet` as an operator starts it, with `extra` variables."""
     command = [*P2PNODE, "fleet", "--agents", str(agents), "--orchestrators", str(orchestrators)]
     output = directory / "fleet.out"
     with open(output, "wb") as file:
@@ -139,7 +139,7 @@ def running_fleet(directory: Path, agents: int, orchestrators: int = 1) -> Itera
             [*command, "--dir", str(directory)],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=environment(directory / "run"),
+            env=environment(directory / "run", **extra),
         )
     try:
 
@@ -168,9 +168,10 @@ def running_node(
     *flags: str,
     agent: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Iterator[Node]:
     """One `p2pnode run` on loopback, answering when the block begins."""
-    node = start_node(directory, name, *flags, agent=agent, env=env)
+    node = start_node(directory, name, *flags, agent=agent, env=env, within=within)
     try:
         wait_until(f"{name} answers", node.answers)
         yield node
@@ -179,11 +180,16 @@ def running_node(
 
 
 def start_node(
-    directory: Path, name: str, *flags: str, agent: Sequence[str] = (), env: Mapping[str, str] | None = None
+    directory: Path,
+    name: str,
+    *flags: str,
+    agent: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    within: Sequence[str] = (),
 ) -> Node:
-    """Start a node without waiting for it."""
+    """Start a node without waiting for it; `within` is a command that runs another one, in a namespace say."""
     api = f"unix:{directory / f'{name}.sock'}"
-    command = [*P2PNODE, "run", "--name", name, "--data-dir", str(directory / name), "--api", api]
+    command = [*within, *P2PNODE, "run", "--name", name, "--data-dir", str(directory / name), "--api", api]
     if "--listen" not in flags:
         command += ["--listen", "/ip4/127.0.0.1/tcp/0"]
     log = directory / f"{name}.log"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from tests.e2e.harness import (
     environment,
     have_all,
     running_fleet,
+    running_node,
     start_node,
     stop,
     wait_until,
 )
+from tests.stacks import STACKS, Stack, on_both_stacks
 
 TOPIC = "councils.claims"
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -175,3 +178,25 @@ def test_nodes_started_before_their_bootstrap_find_each_other_once_it_is_there(t
     finally:
         for node in nodes:
             stop(node)
+
+
+@on_both_stacks
+def test_a_small_fleet_delivers_all_to_all_on_either_stack(stack: Stack, tmp_path: Path) -> None:
+    with running_fleet(tmp_path, agents=8, P2PNODE_TRANSPORT_STACK=stack) as fleet:
+        ids = {node.publish_accepted(TOPIC, kilobyte(n)) for n in range(10) for node in fleet.nodes}
+        assert len(ids) == 90
+        have_all(fleet.nodes, TOPIC, ids)
+
+
+def test_nodes_of_both_stacks_are_one_fleet(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        nodes: list[Node] = []
+        for number in range(8):
+            bootstrap = ("--bootstrap", nodes[0].bootstrap) if nodes else ()
+            env = environment(tmp_path / "run", P2PNODE_TRANSPORT_STACK=STACKS[number % len(STACKS)])
+            nodes.append(running.enter_context(running_node(tmp_path, f"mixed-{number}", *bootstrap, env=env)))
+        for node in nodes:
+            wait_until(f"{node.name} sees all", partial(sees, node, len(nodes)))
+            wait_until(f"{node.name} has four links", partial(has_links, node, 4))
+        ids = {node.publish_accepted(TOPIC, kilobyte(n)) for n in range(10) for node in nodes}
+        have_all(nodes, TOPIC, ids)

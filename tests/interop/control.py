@@ -12,10 +12,14 @@ Each command is answered by one line, in the order of the commands:
 | {"cmd": "topic_peers", "topic": ...}           | the same, peers known to be subscribed                       |
 | {"cmd": "mesh", "topic": ...}                  | the same, peers in its mesh; null where the peer cannot tell |
 | {"cmd": "streams", "peer": ...}                | {"reply": "streams", "streams": [[direction, protocol]]}     |
+| {"cmd": "serve_echo", "protocols": [...]}      | {"reply": "serve_echo"}; their streams say all again         |
+| {"cmd": "echo", "peer": ..., "protocols": [...], "streams": ..., "bytes": ...} | {"reply": "echo", "equal": ...} |
 | {"cmd": "stats"}                               | {"reply": "stats", "rss_bytes": ..., "cpu_seconds": ...}     |
 | {"cmd": "exit"}                                | {"reply": "exit"}, then the peer ends                        |
 
 `streams` are the open pubsub streams with one peer, each inbound or outbound; null where the peer cannot tell.
+`echo` opens so many streams to a connected peer at the same time, in turn of the protocols: one byte comes back on
+each of them, so all are open, then so many random bytes; `equal` is on how many they came back unchanged.
 A command that fails is answered by `{"error": text, "cmd": ...}`. A received message, never one's own, is printed as
 `{"event": "message", "topic", "from", "seqno", "data_b64", "received_at", "via"}`: `seqno` is 16 hexadecimal digits,
 `received_at` unix seconds, `via` the forwarding peer or null where the peer does not know. The end of stdin ends the
@@ -52,6 +56,10 @@ class Peer(Protocol):
     def mesh(self, topic: str) -> list[str] | None: ...
 
     def streams(self, peer: str) -> list[tuple[str, str]] | None: ...
+
+    def serve_echo(self, protocols: list[str]) -> None: ...
+
+    def echo(self, peer: str, protocols: list[str], streams: int, size: int) -> int: ...
 
 
 class Output:
@@ -119,6 +127,10 @@ def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
             return {"peers": peer.mesh(request["topic"])}
         case "streams":
             return {"streams": peer.streams(request["peer"])}
+        case "serve_echo":
+            peer.serve_echo(request["protocols"])
+        case "echo":
+            return {"equal": peer.echo(request["peer"], request["protocols"], request["streams"], request["bytes"])}
         case "stats":
             return own_stats()
         case "exit":

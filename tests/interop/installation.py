@@ -17,11 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
 
-Kind = Literal["js", "go", "kubo"]
+Kind = Literal["js", "go", "kubo", "library"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+INSTALLED: tuple[Kind, ...] = ("js", "go", "kubo")
+"""The others run in our own environment: `library` is the py-libp2p that p2pnode is built on."""
 
 HERE = Path(__file__).resolve().parent
-SOURCES: dict[Kind, Path] = {"js": HERE / "js", "go": HERE / "go024", "kubo": HERE / "kubo"}
+SOURCES: dict[Kind, Path] = {
+    "js": HERE / "js",
+    "go": HERE / "go024",
+    "kubo": HERE / "kubo",
+    "library": HERE / "library",
+}
 LOCKED: dict[Kind, tuple[str, ...]] = {
     "js": ("package.json", "package-lock.json", ".npmrc"),
     "go": ("requirements.txt",),
@@ -42,6 +49,8 @@ def install(kind: Kind) -> bool:
     Raises:
         InstallationFailed: a tool is missing or reported an error. What was there before is gone.
     """
+    if kind not in INSTALLED:
+        return False
     target, digest = _target(kind), _digest(kind)
     if _is_stamped(target, digest):
         return False
@@ -64,7 +73,8 @@ def command(kind: Kind) -> list[str]:
     target, source = _target(kind), SOURCES[kind]
     if kind == "js":
         return ["node", str(_placed_beside_modules(source / "peer.mjs", target))]
-    return [str(target / "bin" / "python"), str(source / "peer.py")]
+    python = str(target / "bin" / "python") if kind in INSTALLED else sys.executable
+    return [python, str(source / "peer.py")]
 
 
 def _target(kind: Kind) -> Path:

@@ -14,6 +14,7 @@ import trio
 
 from tests.e2e.harness import Node, environment, start_node, stop
 from tests.interop.peers import ForeignPeer, wait_until
+from tests.stacks import Stack
 
 OPPORTUNITIES = "councils.forming"
 TOPIC = "hmmm.interop"
@@ -61,9 +62,9 @@ class OurNode:
 
 
 @asynccontextmanager
-async def open_node(directory: Path, *flags: str, **env: str) -> AsyncIterator[OurNode]:
+async def open_node(directory: Path, *flags: str, stack: Stack, **env: str) -> AsyncIterator[OurNode]:
     """A sidecar on loopback that takes part in `TOPIC` and `OPPORTUNITIES`, for as long as the block lasts."""
-    node = _start(directory, flags, env)
+    node = _start(directory, flags, {"P2PNODE_TRANSPORT_STACK": stack, **env})
     try:
 
         async def answers() -> bool:

@@ -14,16 +14,17 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 import trio
 
-from tests.interop.installation import KINDS, InstallationFailed, Kind, command, install
+from tests.interop.installation import INSTALLED, KINDS, InstallationFailed, Kind, command, install
 
 __all__ = [
+    "INSTALLED",
     "KINDS",
     "CommandFailed",
     "ForeignPeer",
@@ -135,6 +136,15 @@ class ForeignPeer:
         streams = (await self._request({"cmd": "streams", "peer": peer_id}))["streams"]
         return None if streams is None else frozenset((direction, protocol) for direction, protocol in streams)
 
+    async def serve_echo(self, protocols: Sequence[str]) -> None:
+        """Sends back what comes on streams of these protocols; kubo's must begin with `/x/`."""
+        await self._request({"cmd": "serve_echo", "protocols": list(protocols)})
+
+    async def echo(self, peer_id: str, protocols: Sequence[str], *, streams: int, size: int) -> int:
+        """Opens so many streams to a connected peer at once; on how many of them `size` random bytes came back."""
+        request = {"cmd": "echo", "peer": peer_id, "protocols": list(protocols), "streams": streams, "bytes": size}
+        return int((await self._request(request))["equal"])
+
     async def stats(self) -> Stats:
         answer = await self._request({"cmd": "stats"})
         return Stats(rss_bytes=answer["rss_bytes"], cpu_seconds=answer["cpu_seconds"])
@@ -157,7 +167,7 @@ class ForeignPeer:
                 await self._change()
         raise TimeoutError(f"{self.kind} has {len(found)} of {count} messages after {timeout_s} s")
 
-    async def _request(self, request: Mapping[str, str]) -> dict[str, Any]:
+    async def _request(self, request: Mapping[str, object]) -> dict[str, Any]:
         answer = _Answer()
         line = json.dumps(request).encode() + b"\n"
         with trio.fail_after(DEADLINE_SECONDS):
@@ -255,7 +265,7 @@ async def open_peer(kind: Kind, *flags: str) -> AsyncIterator[ForeignPeer]:
     """Runs a peer on 127.0.0.1 for as long as the block lasts.
 
     Flags: js takes `--d N` (the other degrees follow), `--do-px`, `--accept-px-threshold X`, `--no-flood-publish`;
-    go takes `--key-type ed25519|rsa|secp256k1|ecdsa`; kubo takes none and has an RSA key.
+    go takes `--key-type ed25519|rsa|secp256k1|ecdsa`; kubo takes none and has an RSA key; library takes none.
 
     Raises:
         InstallationFailed: it was not installed and could not be.
@@ -307,7 +317,7 @@ def main(arguments: list[str]) -> int:
     if arguments != ["install"]:
         print("usage: python -m tests.interop.peers install", file=sys.stderr)
         return 2
-    for kind in KINDS:
+    for kind in INSTALLED:
         started = time.monotonic()
         try:
             done = install(kind)

@@ -5,7 +5,17 @@ from itertools import combinations
 
 import pytest
 
-from tests.interop.peers import KINDS, CommandFailed, ForeignPeer, Kind, Message, PeerFailed, open_peer, wait_until
+from tests.interop.peers import (
+    INSTALLED,
+    KINDS,
+    CommandFailed,
+    ForeignPeer,
+    Kind,
+    Message,
+    PeerFailed,
+    open_peer,
+    wait_until,
+)
 
 TOPIC = "interop/foreign"
 COUNT = 20
@@ -73,7 +83,9 @@ async def test_a_peer_that_cannot_start_says_why(kind: Kind, flag: str) -> None:
             pass
 
 
-@pytest.mark.parametrize(("dialling", "listening"), [*combinations(KINDS, 2), *combinations(reversed(KINDS), 2)])
+@pytest.mark.parametrize(
+    ("dialling", "listening"), [*combinations(INSTALLED, 2), *combinations(reversed(INSTALLED), 2)]
+)
 async def test_every_pair_exchanges_signed_messages_both_ways(dialling: Kind, listening: Kind) -> None:
     async with open_peer(dialling) as dialler, open_peer(listening) as listener:
         await linked(dialler, listener)

@@ -6,14 +6,16 @@ from pathlib import Path
 
 from tests.interop.ours import ForeignSide, OurSide, exchange, linked, open_node
 from tests.interop.peers import open_peer, wait_until
+from tests.stacks import Stack, on_both_stacks
 
 TEXT = "x" * 100 * 1024
 COUNT = 20
 
 
-async def test_large_messages_arrive_once_with_idontwant_in_both_directions(tmp_path: Path) -> None:
+@on_both_stacks
+async def test_large_messages_arrive_once_with_idontwant_in_both_directions(stack: Stack, tmp_path: Path) -> None:
     async with open_peer("js") as one, open_peer("js") as other:
-        async with open_node(tmp_path, "--bootstrap", one.addrs[0]) as ours:
+        async with open_node(tmp_path, "--bootstrap", one.addrs[0], stack=stack) as ours:
             for dialled in (one.addrs[0], ours.addr):
                 await other.dial(dialled)
             for js in (one, other):

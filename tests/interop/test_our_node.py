@@ -1,9 +1,8 @@
-"""Our node and one stock peer with default options: js-libp2p (meshsub 1.2), go-libp2p 0.24 and kubo 0.22 (1.1)."""
+"""Our node and one stock peer: js-libp2p and py-libp2p (meshsub 1.2), go-libp2p 0.24 and kubo 0.22 (1.1)."""
 
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,27 @@ import trio
 
 from tests.interop.ours import OPPORTUNITIES, ForeignSide, OurSide, exchange, linked, open_node, respects
 from tests.interop.peers import KINDS, Kind, open_peer, wait_until
+from tests.stacks import Stack, on_both_stacks
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "opportunity.json"
 MESHSUB_1_2 = frozenset({("inbound", "/meshsub/1.2.0"), ("outbound", "/meshsub/1.2.0")})
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_200_signed_messages_each_way_arrive_once_whoever_dials(kind: Kind, tmp_path: Path) -> None:
-    async with trio.open_nursery() as nursery:  # two pairs side by side: the load takes ten seconds
-        nursery.start_soon(partial(exchange_as_a_pair, kind, tmp_path / "we-dial", we_dial=True))
-        nursery.start_soon(partial(exchange_as_a_pair, kind, tmp_path / "they-dial", we_dial=False))
+@on_both_stacks
+@pytest.mark.parametrize("kinds", [("js", "go"), ("kubo", "library")], ids="+".join)
+async def test_200_signed_messages_each_way_arrive_once_whoever_dials(
+    kinds: tuple[Kind, Kind], stack: Stack, tmp_path: Path
+) -> None:
+    async with trio.open_nursery() as nursery:  # four pairs side by side: the load takes ten seconds
+        for kind in kinds:
+            for we_dial in (True, False):
+                nursery.start_soon(exchange_as_a_pair, kind, stack, we_dial, tmp_path / f"{kind}-{we_dial}")
 
 
-async def exchange_as_a_pair(kind: Kind, directory: Path, *, we_dial: bool) -> None:
+async def exchange_as_a_pair(kind: Kind, stack: Stack, we_dial: bool, directory: Path) -> None:
     async with open_peer(kind) as peer:
         bootstrap = ["--bootstrap", peer.addrs[0]] if we_dial else []
-        async with open_node(directory, *bootstrap) as ours:
+        async with open_node(directory, *bootstrap, stack=stack) as ours:
             if not we_dial:
                 await peer.dial(ours.addr)
             await linked(peer, ours)
@@ -37,19 +41,23 @@ async def exchange_as_a_pair(kind: Kind, directory: Path, *, we_dial: bool) -> N
             assert await respects(peer, ours)
 
 
-async def test_js_and_our_node_agree_on_meshsub_1_2_whoever_dials(tmp_path: Path) -> None:
+@on_both_stacks
+async def test_js_and_our_node_agree_on_meshsub_1_2_whoever_dials(stack: Stack, tmp_path: Path) -> None:
     async with open_peer("js") as dialled, open_peer("js") as dialling:
-        async with open_node(tmp_path, "--bootstrap", dialled.addrs[0]) as ours:
+        async with open_node(tmp_path, "--bootstrap", dialled.addrs[0], stack=stack) as ours:
             await dialling.dial(ours.addr)
             for js in (dialled, dialling):
                 await linked(js, ours)
                 assert await js.streams(ours.peer_id) == MESHSUB_1_2
 
 
+@on_both_stacks
 @pytest.mark.parametrize("kind", KINDS)
-async def test_an_opportunity_is_plain_json_to_a_stock_peer_and_arrives_from_one(kind: Kind, tmp_path: Path) -> None:
+async def test_an_opportunity_is_plain_json_to_a_stock_peer_and_arrives_from_one(
+    kind: Kind, stack: Stack, tmp_path: Path
+) -> None:
     sample = json.loads(SAMPLE.read_text())
-    async with open_peer(kind) as peer, open_node(tmp_path) as ours:
+    async with open_peer(kind) as peer, open_node(tmp_path, stack=stack) as ours:
         await peer.subscribe(OPPORTUNITIES)
         await peer.dial(ours.addr)
         await linked(peer, ours)

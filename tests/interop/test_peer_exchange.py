@@ -6,9 +6,11 @@ from pathlib import Path
 
 from tests.interop.ours import TOPIC, OurNode, open_node
 from tests.interop.peers import ForeignPeer, open_peer, wait_until
+from tests.stacks import Stack, on_both_stacks
 
 
-async def test_our_node_dials_peers_that_a_full_js_hub_gives_it(tmp_path: Path) -> None:
+@on_both_stacks
+async def test_our_node_dials_peers_that_a_full_js_hub_gives_it(stack: Stack, tmp_path: Path) -> None:
     async with open_peer("js", "--do-px", "--d", "1") as hub, open_peer("js") as one, open_peer("js") as other:
         leaves = {leaf.peer_id: leaf for leaf in (one, other)}
         await hub.subscribe(TOPIC)
@@ -20,7 +22,7 @@ async def test_our_node_dials_peers_that_a_full_js_hub_gives_it(tmp_path: Path) 
             return await hub.mesh(TOPIC) == leaves.keys()
 
         await wait_until(full, "the hub has as many mesh links as it takes")
-        async with open_node(tmp_path, "--bootstrap", hub.addrs[0]) as ours:
+        async with open_node(tmp_path, "--bootstrap", hub.addrs[0], stack=stack) as ours:
             leaf = leaves[await a_new_outbound_link(ours, hub)]
 
             async def meshed() -> bool:
@@ -46,8 +48,9 @@ async def a_new_outbound_link(ours: OurNode, hub: ForeignPeer) -> str:
     return found[0]
 
 
-async def test_js_dials_peers_that_our_full_node_gives_it(tmp_path: Path) -> None:
-    async with open_node(tmp_path, P2PNODE_GOSSIP_DEGREE="1") as ours:
+@on_both_stacks
+async def test_js_dials_peers_that_our_full_node_gives_it(stack: Stack, tmp_path: Path) -> None:
+    async with open_node(tmp_path, stack=stack, P2PNODE_GOSSIP_DEGREE="1") as ours:
         async with open_peer("js") as one, open_peer("js") as other:
             leaves = {leaf.peer_id for leaf in (one, other)}
             for leaf in (one, other):

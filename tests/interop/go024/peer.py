@@ -21,14 +21,26 @@ from control import Output, serve
 
 output = Output()
 
-from libp2p import DefaultTransports, DisableRelay, Host, Identity, ListenAddrStrings, MuxerYamux, Ping, SecurityNoise
+from libp2p import (
+    DefaultTransports,
+    DisableRelay,
+    Host,
+    Identity,
+    ListenAddrStrings,
+    MuxerYamux,
+    Ping,
+    SecurityNoise,
+    Stream,
+)
 from libp2p.crypto import KeyType, crypto_generate_keypair
-from libp2p.peer import addr_info_from_p2p_addr
+from libp2p.peer import Peer, addr_info_from_p2p_addr
 from libp2p.pubsub import PubSub, Subscription, Topic
-from libp2p.utils import GoString
+from libp2p.utils import GoString, LibP2PError
 
-# The binding parks one thread of the loop's executor for each subscription; the default pool holds six.
-EXECUTOR_THREADS = 64
+# The binding parks one thread of the loop's executor for each subscription and for each stream that is read or
+# written; the default pool holds six.
+EXECUTOR_THREADS = 512
+ECHO_CHUNK_BYTES = 65536
 KEY_TYPES = {"ed25519": KeyType.Ed25519, "rsa": KeyType.RSA, "secp256k1": KeyType.Secp256k1, "ecdsa": KeyType.ECDSA}
 RSA_BITS = 2048
 
@@ -81,6 +93,43 @@ class GoPeer:
 
     def streams(self, peer: str) -> None:
         """The binding does not show streams."""
+
+    def serve_echo(self, protocols: list[str]) -> None:
+        for protocol in protocols:
+            self._host.set_stream_handler(protocol, self._say_again)
+
+    def echo(self, peer: str, protocols: list[str], streams: int, size: int) -> int:
+        return self._wait(self._echo(Peer.decode(peer), protocols, streams, size))
+
+    async def _echo(self, peer: Peer, protocols: list[str], streams: int, size: int) -> int:
+        opened = await asyncio.gather(
+            *(self._host.new_stream(peer, protocols[index % len(protocols)]) for index in range(streams))
+        )
+        first = await asyncio.gather(*(self._is_echoed(stream, os.urandom(1)) for stream in opened))
+        rest = await asyncio.gather(*(self._is_echoed(stream, os.urandom(size)) for stream in opened))
+        await asyncio.gather(*(stream.close() for stream in opened))
+        return sum(map(min, first, rest))
+
+    async def _is_echoed(self, stream: Stream, data: bytes) -> bool:
+        writing = asyncio.create_task(self._say(stream, data))
+        came = bytearray()
+        while len(came) < len(data):
+            count, chunk = await stream.read_bytes(min(len(data) - len(came), ECHO_CHUNK_BYTES))
+            came += chunk[:count]
+        await writing
+        return came == data
+
+    async def _say(self, stream: Stream, data: bytes) -> None:
+        for offset in range(0, len(data), ECHO_CHUNK_BYTES):
+            await stream.write(data[offset : offset + ECHO_CHUNK_BYTES])
+
+    async def _say_again(self, stream: Stream) -> None:
+        try:
+            while True:
+                count, data = await stream.read_bytes(ECHO_CHUNK_BYTES)
+                await stream.write(data[:count])
+        except LibP2PError:  # the end is an error too
+            await stream.close()
 
     def _joined(self, topic: str) -> Topic:
         if topic not in self._topics:

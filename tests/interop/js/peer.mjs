@@ -1,5 +1,6 @@
 // A js-libp2p peer (TCP, Noise, yamux, identify, ping, gossipsub) that speaks the control protocol of ../control.py.
 // Node 20 has no Promise.withResolvers, and libp2p needs it at import: define it first, import after.
+import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
@@ -73,6 +74,28 @@ pubsub.addEventListener('gossipsub:message', ({ detail: { msg, propagationSource
   })
 })
 
+const ECHO_STREAMS = { maxInboundStreams: 1000, maxOutboundStreams: 1000 } // by default 32 and 64 of one protocol
+const ECHO_CHUNK_BYTES = 65536
+
+async function say (stream, data) {
+  for (let offset = 0; offset < data.length; offset += ECHO_CHUNK_BYTES) {
+    if (!stream.send(data.subarray(offset, offset + ECHO_CHUNK_BYTES))) await stream.onDrain()
+  }
+}
+
+async function isEchoed (stream, incoming, data) {
+  const saying = say(stream, data)
+  const parts = []
+  for (let missing = data.length; missing > 0;) {
+    const { value, done } = await incoming.next()
+    if (done) return false
+    parts.push(value.subarray())
+    missing -= value.byteLength
+  }
+  await saying
+  return Buffer.concat(parts).equals(data)
+}
+
 const ids = (peers) => ({ peers: peers.map(String) })
 const commands = {
   dial: async ({ addr }) => {
@@ -97,6 +120,27 @@ const commands = {
       .filter(({ protocol }) => pubsub.protocols.includes(protocol))
       .map(({ direction, protocol }) => [direction, protocol])
   }),
+  serve_echo: async ({ protocols }) => {
+    await node.handle(protocols, async (stream) => {
+      for await (const data of stream) {
+        if (!stream.send(data)) await stream.onDrain()
+      }
+      await stream.close()
+    }, ECHO_STREAMS)
+    return {}
+  },
+  echo: async ({ peer, protocols, streams: count, bytes }) => {
+    const connection = node.getConnections().find(({ remotePeer }) => remotePeer.toString() === peer)
+    const opened = await Promise.all(Array.from({ length: count }, async (_, index) => {
+      const stream = await connection.newStream(protocols[index % protocols.length], ECHO_STREAMS)
+      const incoming = stream[Symbol.asyncIterator]()
+      return { stream, incoming, first: await isEchoed(stream, incoming, randomBytes(1)) }
+    }))
+    const equal = await Promise.all(opened.map(async ({ stream, incoming, first }) =>
+      await isEchoed(stream, incoming, randomBytes(bytes)) && first))
+    await Promise.all(opened.map(({ stream }) => stream.close()))
+    return { equal: equal.filter(Boolean).length }
+  },
   stats: () => {
     const pages = Number(readFileSync('/proc/self/statm', 'ascii').split(' ')[1])
     const { user, system } = process.cpuUsage()

