@@ -1,4 +1,5 @@
-"""How long a fleet needs from the first fork until every node is ready, meshed, and sees every other; see `bench/README.md`.
+"""How long a fleet takes from the first fork until each node is ready, is meshed, and sees every other.
+
 
 python -m bench.join
 python -m bench.join --nodes 34 --runs 10
