@@ -178,6 +178,20 @@ def create_key_file(path: Path) -> Identity:
     """
     identity = Identity.generate()
     text = base64.b64encode(identity.encode_private_key()) + b"\n"
+    write_key_file(path, text, hint="choose another file, or move the old key away: the node's peer id goes with it")
+    return identity
+
+
+def write_key_file(path: Path, text: bytes, *, hint: str) -> None:
+    """Write a secret to `path`, mode 0600, never replacing a file.
+
+    Args:
+        hint: what to do when there is one already.
+
+    Raises:
+        InvalidRequest: the file exists.
+        EnvironmentFault: it cannot be written.
+    """
     # Not named by the pid: in a container it is the same at every start, and a crash leaves the file.
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -191,15 +205,11 @@ def create_key_file(path: Path) -> Identity:
             try:
                 os.link(scratch, path)  # fails when the file exists; a rename would replace it
             except FileExistsError as error:
-                raise InvalidRequest(
-                    f"{path} exists and a key is never overwritten",
-                    hint="choose another file, or move the old key away: the node's peer id goes with it",
-                ) from error
+                raise InvalidRequest(f"{path} exists and a key is never overwritten", hint=hint) from error
         finally:
             scratch.unlink(missing_ok=True)
     except OSError as error:
         raise EnvironmentFault(f"cannot write the key file {path}: {error.strerror}") from error
-    return identity
 
 
 def load_key_file(path: Path) -> Identity:

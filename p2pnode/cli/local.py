@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from p2pnode.cli import output
 from p2pnode.cli.settings import load, settings_options
 
+NETWORK_KEY_HEAD: Final = "/key/swarm/psk/1.0.0/\n/base16/\n"
+"""libp2p specs, pnet/Private-Networks-PSK-V1.md: what comes before 64 hexadecimal digits."""
+
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
-def keygen(file: Path) -> int:
-    """Make a node key, write it to FILE (mode 0600) and print its peer id; never overwrites."""
+@click.option("--network", is_flag=True, help="The key of a private network instead; without FILE it is printed.")
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def keygen(network: bool, file: Path | None) -> int:
+    """Make a node key, write it to FILE (mode 0600) and print its peer id; never overwrites.
+
+    With --network: the text of a swarm.key file, as go, js and kubo have it too, for all nodes of a private network.
+    """
+    if network:
+        text = f"{NETWORK_KEY_HEAD}{secrets.token_hex(32)}\n"
+        if file is None:
+            sys.stdout.write(text)
+            return 0
+        from p2pnode.identity import write_key_file
+
+        write_key_file(file, text.encode(), hint="choose another file, or move the old key away: its network needs it")
+        return 0
+    if file is None:
+        raise click.UsageError("Missing argument 'FILE'; only with --network is the key printed.")
     from p2pnode.identity import create_key_file
 
     sys.stdout.write(f"{create_key_file(file).peer_id}\n")

@@ -1,7 +1,7 @@
 """What the library gets from us instead of what it would use of the modules it was imported without.
 
-Public keys that are not Ed25519, verified as those of messages are; the cipher of private networks, loaded
-when it is used; no resolver, because `dialable` resolves before the library sees an address; no resource
+Public keys that are not Ed25519, verified as those of messages are; the cipher of private networks as go and
+js have it; no resolver, because `dialable` resolves before the library sees an address; no resource
 manager, because how many connections there are is the node's decision.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import libp2p
 from libp2p.crypto import serialization
@@ -17,16 +17,13 @@ from libp2p.crypto.keys import KeyType, PublicKey
 from libp2p.network import swarm
 from libp2p.peer import envelope
 from libp2p.peer.pb import crypto_pb2
-from libp2p.security.pnet import psk_conn
 from libp2p.transport.tcp import tcp
 from libp2p.utils import dns_utils
 from multiaddr.exceptions import ResolutionError
 
 from p2pnode.errors import InvalidMessage
+from p2pnode.host.psk import enter
 from p2pnode.identity import peer_id_of, verifier_for
-
-if TYPE_CHECKING:
-    from Crypto.Cipher.Salsa20 import Salsa20Cipher
 
 _OTHER_KEYS = (KeyType.RSA, KeyType.Secp256k1, KeyType.ECDSA)
 
@@ -64,22 +61,12 @@ class NoResolver:
         raise ResolutionError(f"{address} holds a name, which the library was not to see")
 
 
-class Salsa20OnUse:
-    """`Crypto.Cipher.Salsa20`, loaded by the first connection of a private network."""
-
-    @staticmethod
-    def new(key: bytes, nonce: bytes) -> Salsa20Cipher:
-        from Crypto.Cipher import Salsa20
-
-        return Salsa20.new(key=key, nonce=nonce)
-
-
 def replace() -> None:
     """Put ours into the library's modules, wherever they look for theirs."""
     for kind in _OTHER_KEYS:
         serialization.key_type_to_public_key_deserializer[kind.value] = partial(OtherPublicKey, kind)
     _set(envelope, "pub_key_from_protobuf", _envelope_key)
-    _set(psk_conn, "Salsa20", Salsa20OnUse)
+    _set(swarm, "new_protected_conn", enter)
     for module in (swarm, tcp, dns_utils):
         _set(module, "DNSResolver", NoResolver)
     _set(libp2p.rcmgr, "new_resource_manager", _no_resource_manager)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from p2pnode.config import FLAGS
+from p2pnode.config.checks import check_network_key
 from tests.cli.running import Run
 
 
@@ -27,6 +31,42 @@ def test_keygen_never_overwrites(run: Run, tmp_path: Path) -> None:
     assert outcome.code == 64
     assert "never overwritten" in outcome.err
     assert key.read_text() == "precious"
+
+
+def test_keygen_prints_a_network_key_as_settings_and_stock_peers_read_it(run: Run) -> None:
+    outcome = run("keygen", "--network")
+    assert outcome.code == 0
+    assert re.fullmatch(r"/key/swarm/psk/1\.0\.0/\n/base16/\n[0-9a-f]{64}\n", outcome.out)
+    assert check_network_key(outcome.out) == outcome.out.split()[2]
+    assert run("keygen", "--network").out != outcome.out
+
+
+def test_keygen_writes_a_network_key_into_a_private_file_and_shows_it_nowhere(run: Run, tmp_path: Path) -> None:
+    key = tmp_path / "swarm.key"
+    outcome = run("keygen", "--network", str(key))
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+    assert len(check_network_key(key.read_text())) == 64
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    outcome = run("keygen", "--network", str(key))
+    assert outcome.code == 64
+    assert "never overwritten" in outcome.err
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_keygen_of_a_node_key_needs_a_file(run: Run) -> None:
+    outcome = run("keygen")
+    assert (outcome.code, outcome.out) == (64, "")
+    assert "FILE" in outcome.err
+    assert "--network" in outcome.err
+
+
+def test_a_network_key_is_made_without_importing_libp2p_or_trio() -> None:
+    code = (
+        "import sys; from p2pnode.cli.main import main; main(['keygen', '--network']); "
+        "print([name for name in ('libp2p', 'trio', 'pydantic', 'nacl') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_version_names_the_program(run: Run) -> None:

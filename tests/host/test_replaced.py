@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -13,17 +11,18 @@ from libp2p import new_host
 from libp2p.crypto.keys import KeyPair, KeyType, PrivateKey, PublicKey
 from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.network import swarm
 from libp2p.peer import envelope
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.security.pnet import psk_conn
 from multiaddr.exceptions import ResolutionError
 from multiaddr.multiaddr import Multiaddr
 
 from p2pnode.core.peerid import peer_id_text
 from p2pnode.host.opening import open_host
+from p2pnode.host.psk import enter
 from p2pnode.host.replaced import NoResolver, OtherPublicKey
 from p2pnode.identity import Identity, peer_id_of
 from tests.stacks import Stack, on_both_stacks
@@ -93,12 +92,8 @@ async def test_a_peer_of_any_key_type_dials_and_is_known_by_its_peer_id(kind: Ke
         await foreign.disconnect(info.peer_id)
 
 
-def test_the_cipher_of_private_networks_is_the_real_one() -> None:
-    cipher: Any = vars(psk_conn)["Salsa20"]
-    key, nonce = b"k" * 32, b"n" * 8
-    sealed = cipher.new(key=key, nonce=nonce).encrypt(b"said")
-    assert sealed != b"said"
-    assert cipher.new(key=key, nonce=nonce).decrypt(sealed) == b"said"
+def test_the_library_begins_connections_as_our_networks_do() -> None:
+    assert vars(swarm)["new_protected_conn"] is enter
 
 
 async def test_the_library_resolves_no_names() -> None:

@@ -265,7 +265,8 @@ async def open_peer(kind: Kind, *flags: str) -> AsyncIterator[ForeignPeer]:
     """Runs a peer on 127.0.0.1 for as long as the block lasts.
 
     Flags: js takes `--d N` (the other degrees follow), `--do-px`, `--accept-px-threshold X`, `--no-flood-publish`;
-    go takes `--key-type ed25519|rsa|secp256k1|ecdsa`; kubo takes none and has an RSA key; library takes none.
+    go takes `--key-type ed25519|rsa|secp256k1|ecdsa`; kubo has an RSA key. All but library, whose private
+    networks are its own, take `--network-key HEX`.
 
     Raises:
         InstallationFailed: it was not installed and could not be.

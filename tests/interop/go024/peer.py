@@ -29,6 +29,7 @@ from libp2p import (
     ListenAddrStrings,
     MuxerYamux,
     Ping,
+    PrivateNetwork,
     SecurityNoise,
     Stream,
 )
@@ -48,7 +49,7 @@ RSA_BITS = 2048
 class GoPeer:
     """The asyncio binding behind blocking calls; its loop runs in a thread of its own."""
 
-    def __init__(self, key_type: str) -> None:
+    def __init__(self, key_type: str, network_key: bytes) -> None:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(EXECUTOR_THREADS))
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
@@ -58,7 +59,8 @@ class GoPeer:
         self._host = Host(
             Identity(private_key),
             ListenAddrStrings("/ip4/127.0.0.1/tcp/0"),
-            DefaultTransports,
+            # The defaults without a transport named are those that a private network knows: no QUIC.
+            PrivateNetwork(network_key, True) if network_key else DefaultTransports,
             SecurityNoise,
             MuxerYamux(GoString.new("/yamux/1.0.0")),
             DisableRelay,
@@ -155,7 +157,9 @@ class GoPeer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--key-type", choices=KEY_TYPES, default="ed25519")
-    peer = GoPeer(parser.parse_args().key_type)
+    parser.add_argument("--network-key", type=bytes.fromhex, default=b"")
+    flags = parser.parse_args()
+    peer = GoPeer(flags.key_type, flags.network_key)
     output.ready(peer.peer_id, peer.addrs)
     serve(peer, output)
     os._exit(0)  # threads parked inside Go would keep the interpreter waiting

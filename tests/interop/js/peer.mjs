@@ -18,6 +18,7 @@ const { yamux } = await import('@libp2p/yamux')
 const { identify } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { gossipsub } = await import('@libp2p/gossipsub')
+const { preSharedKey } = await import('@libp2p/pnet')
 const { multiaddr } = await import('@multiformats/multiaddr')
 
 const { values: flags } = parseArgs({
@@ -25,7 +26,8 @@ const { values: flags } = parseArgs({
     'do-px': { type: 'boolean', default: false },
     'accept-px-threshold': { type: 'string' },
     d: { type: 'string' },
-    'no-flood-publish': { type: 'boolean', default: false }
+    'no-flood-publish': { type: 'boolean', default: false },
+    'network-key': { type: 'string' }
   }
 })
 
@@ -40,6 +42,13 @@ const node = await createLibp2p({
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
+  ...(flags['network-key'] === undefined
+    ? {}
+    : {
+        connectionProtector: preSharedKey({
+          psk: Buffer.from(`/key/swarm/psk/1.0.0/\n/base16/\n${flags['network-key']}\n`)
+        })
+      }),
   connectionManager: { inboundConnectionThreshold: 10000 }, // the default is 5 per second and host
   services: {
     identify: identify(),

