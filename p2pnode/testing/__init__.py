@@ -8,7 +8,20 @@ failing run is replayed by its seed. `Network` is the machine; `Scenario` is dat
     assert report.missed_share == 0, report
 """
 
+from p2pnode.testing.membership import Happening, MembersReport, MembersScenario, simulate_members
 from p2pnode.testing.network import Network, Node, fake_verify
 from p2pnode.testing.scenarios import Report, Scenario, load_scenarios, simulate
 
-__all__ = ["Network", "Node", "Report", "Scenario", "fake_verify", "load_scenarios", "simulate"]
+__all__ = [
+    "Happening",
+    "MembersReport",
+    "MembersScenario",
+    "Network",
+    "Node",
+    "Report",
+    "Scenario",
+    "fake_verify",
+    "load_scenarios",
+    "simulate",
+    "simulate_members",
+]
