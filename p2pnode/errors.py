@@ -76,6 +76,12 @@ class InvalidConfig(InvalidRequest):
     """The configuration cannot be used; each fault names key and source."""
 
 
+class NotFound(CallerError):
+    """What the request names is not there (HTTP 404)."""
+
+    exit_code = 1
+
+
 class PayloadTooLarge(CallerError):
     """A payload over the limit; nothing was stored."""
 

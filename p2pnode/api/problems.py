@@ -13,7 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from p2pnode.api.documents import encode
-from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidRequest, PayloadTooLarge, TooBusy, Unavailable
+from p2pnode.errors import (
+    CallerError,
+    EnvironmentFault,
+    Fault,
+    InvalidRequest,
+    NotFound,
+    PayloadTooLarge,
+    TooBusy,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +103,8 @@ INTERNAL = Problem(500, "internal-error", "the sidecar's log says more; the requ
 def caller_problem(error: CallerError) -> Problem:
     if isinstance(error, PayloadTooLarge):
         return Problem(413, "payload-too-large", error.detail, hint=error.hint)
+    if isinstance(error, NotFound):
+        return Problem(404, "not-found", error.detail, hint=error.hint)
     faults = error.faults if isinstance(error, InvalidRequest) else ()
     return Problem(422, "invalid-request", error.detail, faults=faults, hint=error.hint)
 

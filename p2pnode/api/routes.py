@@ -18,6 +18,8 @@ from p2pnode.api.documents import JsonChunks, encode_message, json_response
 from p2pnode.api.events import EventStream
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import CONTENT_TYPE, ApiCounters, Exposition
+from p2pnode.api.naming import find_peer
+from p2pnode.api.topology import topology_document
 from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidRequest
 from p2pnode.ports import JsonObject, Sidecar
 
@@ -40,6 +42,9 @@ GET  /ready                                  200 delivering, 206 degraded, 503 n
 GET  /metrics                                Prometheus text
 GET  /api/v1/node                            this node
 GET  /api/v1/peers                           who is there
+POST /api/v1/peers/{peer}/ping               round trip to a peer id, a unique prefix of one, or a name
+GET  /api/v1/mesh                            who is in whose mesh, asked of the whole fleet
+GET  /api/v1/topology                        nodes and links, asked of the whole fleet
 GET  /api/v1/topics                          topics with peers and counts
 POST /api/v1/topics/{topic}/messages         publish the body; headers: Content-Type, Idempotency-Key, P2P-*
 GET  /api/v1/topics/{topic}/messages         kept messages: ?after=ID&limit=N (1 to 1000, default 100)
@@ -75,6 +80,9 @@ class Resources:
             Route("/metrics", self.metrics),
             Route("/api/v1/node", self.node),
             Route("/api/v1/peers", self.peers),
+            Route("/api/v1/peers/{peer}/ping", self.ping, methods=["POST"]),
+            Route("/api/v1/mesh", self.mesh),
+            Route("/api/v1/topology", self.topology),
             Route("/api/v1/topics", self.topics),
             Route("/api/v1/topics/{topic}/messages", self.topic_messages, methods=["GET", "POST"]),
             Route("/api/v1/topics/{topic}/events", self.topic_events),
@@ -114,6 +122,16 @@ class Resources:
 
     async def peers(self, _request: Request) -> Response:
         return json_response(self._sidecar.peers())
+
+    async def ping(self, request: Request) -> Response:
+        known = find_peer(_segment(request, "peer"), self._sidecar.peers())
+        return json_response(await self._sidecar.ping(known["peer_id"]))
+
+    async def mesh(self, _request: Request) -> Response:
+        return json_response(await self._sidecar.mesh())
+
+    async def topology(self, _request: Request) -> Response:
+        return json_response(topology_document(await self._sidecar.mesh()))
 
     async def topics(self, _request: Request) -> Response:
         return json_response(self._sidecar.topics())
@@ -192,10 +210,15 @@ class Resources:
 
 def _topic(request: Request, faults: list[Fault] | None = None) -> str:
     """The topic's name; whether it is a valid one the sidecar says. Without `faults` a bad one raises at once."""
+    return _segment(request, "topic", faults)
+
+
+def _segment(request: Request, name: str, faults: list[Fault] | None = None) -> str:
+    """A part of the path, percent-decoded; without `faults` a bad one raises at once."""
     try:
-        return unquote(request.path_params["topic"], errors="strict")
+        return unquote(request.path_params[name], errors="strict")
     except UnicodeDecodeError:
-        fault = Fault("topic", "its percent-encoded bytes are no UTF-8")
+        fault = Fault(name, "its percent-encoded bytes are no UTF-8")
     if faults is None:
         raise InvalidRequest("the path is wrong", [fault])
     faults.append(fault)

@@ -26,6 +26,8 @@ COMMANDS: Final[Mapping[str, str]] = {
     "id": "p2pnode.cli.node:show_id",
     "status": "p2pnode.cli.node:status",
     "topics": "p2pnode.cli.node:topics",
+    "mesh": "p2pnode.cli.mesh:mesh",
+    "ping": "p2pnode.cli.ping:ping",
     "pub": "p2pnode.cli.pub:pub",
     "sub": "p2pnode.cli.sub:sub",
     "keygen": "p2pnode.cli.local:keygen",

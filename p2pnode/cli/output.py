@@ -30,6 +30,7 @@ _MEANING: Final[Mapping[str, str]] = {
     "degraded": "yellow",
     "dead": "red",
     "not-ready": "red",
+    "empty mesh": "red",
     "left": "dim",
     UNKNOWN: "dim",
 }
@@ -75,17 +76,37 @@ def cell(value: Any) -> str:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns two blanks apart, no blanks at the end of a line; a known state gets its colour."""
+    sys.stdout.write("".join(f"{line}\n" for line in table_lines(header, rows)))
+
+
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """The lines of `print_table`, the header first, cut to `width` characters where that is given."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     colours = coloured()
     out = []
     for number, row in enumerate([header, *rows]):
-        padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        padded = [text.ljust(cell_width) for text, cell_width in zip(row, widths, strict=True)]
         padded[-1] = row[-1]
+        styles = ["bold" if number == 0 else _MEANING.get(text, "") for text in row]
+        if width is not None:
+            padded = _cut(padded, width)
         if colours:
-            styles = ["bold" if number == 0 else _MEANING.get(text, "") for text in row]
-            padded = [paint(text, style) for text, style in zip(padded, styles, strict=True)]
-        out.append("  ".join(padded).rstrip() + "\n")
-    sys.stdout.write("".join(out))
+            padded = [paint(text, style) for text, style in zip(padded, styles, strict=False)]
+        out.append("  ".join(padded).rstrip())
+    return out
+
+
+def _cut(cells: Sequence[str], width: int) -> list[str]:
+    """As many cells as fit `width` with their blanks; the last of them ends in `…` when it is cut."""
+    out = []
+    left = width
+    for text in cells:
+        if left <= 0:
+            break
+        text = text if len(text.rstrip()) <= left else text[: left - 1] + "…"
+        out.append(text)
+        left -= len(text) + 2
+    return out
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
@@ -138,6 +159,13 @@ def duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole // 60 % 60:02}m"
     return f"{whole // 86400}d{whole // 3600 % 24:02}h"
+
+
+def milliseconds(value: float) -> str:
+    """A measured time, never shown as 0: `0.04ms`, `1.2ms`, `30.0ms`."""
+    if value >= 1:
+        return f"{value:.1f}ms"
+    return f"{value:.2f}ms" if value >= 0.005 else "<0.01ms"
 
 
 def ago(timestamp: Any, now: float) -> str:

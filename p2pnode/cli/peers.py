@@ -17,6 +17,8 @@ Member = Mapping[str, Any]
 
 WAIT_SECONDS: Final = 30.0
 POLL_SECONDS: Final = 0.2
+WATCH_SECONDS: Final = 2.0
+LEAST_WATCH_SECONDS: Final = 0.1
 
 TABLE: Final = ("name", "role", "state", "status", "connected", "rtt_ms", "last_seen", "peer_id")
 WIDE: Final = (
@@ -41,6 +43,22 @@ WIDE: Final = (
     "peer_id",
     "addrs",
 )
+HEADERS: Final = {"connected": "link", "rtt_ms": "rtt", "last_seen": "seen"}
+"""What a column is called above the table, where not by its name in the document."""
+
+SAME_NAME: Final = "* another live member has this name too: only the peer id tells them apart"
+
+
+def _column(_context: click.Context, _option: click.Parameter, given: str | None) -> tuple[str, bool] | None:
+    """A column by the name in the document or above the table, and whether it descends."""
+    if given is None:
+        return None
+    descending = given.startswith("-")
+    wanted = given.removeprefix("-").lower()
+    for column in WIDE:
+        if wanted in (column, HEADERS.get(column)):
+            return column, descending
+    raise click.BadParameter(f"{given!r} is no column; the columns are {', '.join(WIDE)}, or -COLUMN for descending")
 
 
 @click.command()
@@ -48,9 +66,24 @@ WIDE: Final = (
 @click.option("--state", type=click.Choice(["alive", "suspect", "dead", "left"]), multiple=True, help="Any of these.")
 @click.option("--role", multiple=True, help="Any of these: chorus, whoosh, bridge, bootstrap.")
 @click.option("--capability", multiple=True, help="Having all of these.")
-@click.option("--topic", multiple=True, help="In this node's mesh for one of these topics.")
 @click.option(
-    "--sort", type=click.Choice(WIDE), metavar="COLUMN", help="By a column of `-o wide`; unknown values last."
+    "--topic", multiple=True, help="In this node's mesh for one of these topics (`mesh --topic` asks the whole fleet)."
+)
+@click.option(
+    "--sort",
+    callback=_column,
+    metavar="[-]COLUMN",
+    help="By a column of `-o wide`, with - descending; unknown values last in both.",
+)
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=LEAST_WATCH_SECONDS),
+    is_flag=False,
+    flag_value=WATCH_SECONDS,
+    default=None,
+    metavar="[SECONDS]",
+    help=f"Ask again every SECONDS (default {WATCH_SECONDS:g}): redraws on a terminal, prints each time in a pipe; "
+    "with `-o jsonl` a line for each change.",
 )
 @click.option("--wait", type=click.IntRange(min=1), metavar="N", help="Wait until at least N are alive; exit 1 if not.")
 @click.option(
@@ -66,15 +99,22 @@ def peers(
     role: Sequence[str],
     capability: Sequence[str],
     topic: Sequence[str],
-    sort: str | None,
+    sort: tuple[str, bool] | None,
+    watch: float | None,
     wait: int | None,
     timeout: float | None,
     api: str | None,
     api_token_file: str | None,
 ) -> int:
-    """Who is there, this node included: by role, name and peer id."""
+    """Who is there, this node included: by role, name and peer id.
+
+    A filter given several times takes members that meet any of its values (--capability: all of them); filters of
+    different kinds narrow each other.
+    """
     if timeout is not None and wait is None:
         raise click.UsageError("--timeout says how long --wait waits: give --wait too")
+    if watch is not None and wait is not None:
+        raise click.UsageError("--watch goes on until Ctrl-C, --wait ends by itself: give one of them")
 
     def wanted(member: Member) -> bool:
         return (
@@ -88,21 +128,30 @@ def peers(
         client = connect(api, api_token_file)
         return rows_of(client.get_json("/api/v1/peers", timeout_seconds=seconds), "peers")
 
+    def chosen(known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return in_order(filter(wanted, known), sort)
+
+    if watch is not None:
+        from p2pnode.cli.watch import Watch
+
+        return Watch(lambda: ask(ANSWER_SECONDS), chosen, form, watch).run()
     if wait is None:
         known, enough = ask(ANSWER_SECONDS), True
     else:
         seconds = WAIT_SECONDS if timeout is None else timeout
         known, enough = _wait(ask, lambda members: _alive(filter(wanted, members)) >= wait, seconds)
-    members = sorted(filter(wanted, known), key=_by(sort))
+    members = chosen(known)
     if form == "json":
         output.print_json(members)
     elif form == "jsonl":
         for member in members:
             output.print_json_line(member)
     else:
-        _print(members, TABLE if form == "table" else WIDE)
+        output.print_table(*table(members, form))
         if known and not members:
             output.note(f"no match among the {len(known)} members known here")
+        if shares_names(members):
+            output.note(SAME_NAME)
     if not enough:
         raise Degraded(f"{_alive(members)} alive after {seconds:g} s, not {wait}")
     return 0
@@ -138,41 +187,48 @@ def _wait(
         time.sleep(max(min(POLL_SECONDS, deadline - time.monotonic()), 0.0))
 
 
-def _by(column: str | None) -> Callable[[Member], tuple[Any, ...]]:
-    """A total order: the column first (numbers as numbers, unknown last), then role, name and peer id."""
-
-    def key(member: Member) -> tuple[Any, ...]:
-        rest = tuple(str(member.get(name) or "") for name in ("role", "name", "peer_id"))
-        if column is None:
-            return rest
-        value = member.get(column)
-        if value is None or value in ("", []):
-            return (2, 0.0, "", *rest)
-        if isinstance(value, (int, float)):
-            return (0, float(value), "", *rest)
-        return (1, 0.0, output.cell(value), *rest)
-
-    return key
+def in_order(members: Any, sort: tuple[str, bool] | None) -> list[dict[str, Any]]:
+    """By a column and whether it descends, members of equal value by role, name and peer id; unknown values last."""
+    ordered = sorted(members, key=lambda member: [str(member.get(name) or "") for name in ("role", "name", "peer_id")])
+    if sort is None:
+        return ordered
+    column, descending = sort
+    known = [member for member in ordered if member.get(column) not in (None, "", [])]
+    known.sort(key=lambda member: _value(member, column), reverse=descending)
+    return known + [member for member in ordered if member.get(column) in (None, "", [])]
 
 
-def _print(members: Sequence[Member], columns: Sequence[str]) -> None:
-    brief = columns is TABLE
+def _value(member: Member, column: str) -> tuple[bool, float, str]:
+    """Numbers as numbers, and before texts."""
+    value = member[column]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return False, float(value), ""
+    return True, 0.0, _cell(member, column, 0.0, False) if column == "connected" else output.cell(value)
+
+
+def table(members: Sequence[Member], form: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the form `table` or `wide`."""
+    brief = form == "table"
+    columns = TABLE if brief else WIDE
     now = time.time()
-    header = [_HEADERS.get(column, column).upper() for column in columns]
-    output.print_table(header, [[_cell(member, column, now, brief) for column in columns] for member in members])
+    header = [HEADERS.get(column, column).upper() for column in columns]
+    return header, [[_cell(member, column, now, brief) for column in columns] for member in members]
 
 
-_HEADERS: Final = {"connected": "link", "rtt_ms": "rtt", "last_seen": "seen"}
+def shares_names(members: Sequence[Member]) -> bool:
+    return any(member.get("same_name") for member in members)
 
 
 def _cell(member: Member, column: str, now: float, brief: bool) -> str:
     value = member.get(column)
+    if column == "name" and member.get("same_name"):
+        return f"{output.cell(value)}*"
     if column == "connected":
         if member.get("self"):
             return "self"
         return output.cell(member.get("direction") or value) if value else output.cell(value)
     if column == "rtt_ms" and isinstance(value, (int, float)):
-        return f"{value:.1f}ms"
+        return output.milliseconds(value)
     if column == "last_seen" and brief:
         return output.ago(value, now)
     return output.cell(value)

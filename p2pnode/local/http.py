@@ -178,7 +178,8 @@ def refusal(response: Response) -> P2PNodeError:
     if status in (429, 503):
         seconds = _seconds(response.headers.get("retry-after", ""))
         kind = TooBusy if status == 429 else Unavailable
-        return kind(detail, retry_after_seconds=seconds, hint=hint or f"try again in {seconds:g} s")
+        reason = str(problem.get("reason") or "unavailable")
+        return kind(detail, reason=reason, retry_after_seconds=seconds, hint=hint or f"try again in {seconds:g} s")
     if 400 <= status < 500:
         errors = problem.get("errors")
         faults = [

@@ -41,7 +41,8 @@ def message(number: int, payload: object = None) -> JsonObject:
 class FakeSidecar:
     """Answers from its attributes and remembers what it was asked.
 
-    Set `error` to have everything but the probes raise it; set `gate` to have `publish` wait for it.
+    Set `error` to have everything but the probes raise it, `unanswered` to have `ping` alone do so; set `gate` to have
+    `publish` wait for it.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,10 @@ class FakeSidecar:
         self.series: dict[str, float] = {}
         self.kept: list[JsonObject] = []
         self.duplicate = False
+        self.fleet: JsonObject = {"nodes": [], "missing": []}
+        self.members: list[JsonObject] = [{"peer_id": "12D3KooWself", "self": True}]
+        self.pinged: list[str] = []
+        self.unanswered: Exception | None = None
         self.publications: list[Publication] = []
         self.listed: list[tuple[str, str | None, int]] = []
         self.follows: list[tuple[str, str]] = []
@@ -67,7 +72,7 @@ class FakeSidecar:
 
     def peers(self) -> list[JsonObject]:
         self._raise()
-        return [{"peer_id": "12D3KooWself", "self": True}]
+        return self.members
 
     def topics(self) -> list[JsonObject]:
         self._raise()
@@ -131,6 +136,17 @@ class FakeSidecar:
         """Let followers look again: at new steps, `ended` or `error`."""
         self._news.set()
         self._news = trio.Event()
+
+    async def mesh(self) -> JsonObject:
+        self._raise()
+        return self.fleet
+
+    async def ping(self, peer: str) -> JsonObject:
+        self._raise()
+        self.pinged.append(peer)
+        if self.unanswered is not None:
+            raise self.unanswered
+        return {"peer_id": peer, "name": "chorus-1", "rtt_ms": 1.5}
 
     def bootstrap_peers(self) -> list[str]:
         self._raise()

@@ -17,6 +17,7 @@ from p2pnode.errors import (
     Fault,
     InvalidMessage,
     InvalidRequest,
+    NotFound,
     PayloadTooLarge,
     TooBusy,
     Unavailable,
@@ -42,6 +43,7 @@ def check(answer: httpx.Response, status: int, kind: str) -> None:
     [
         (InvalidRequest("bad"), 422, "invalid-request", None),
         (CallerError("bad"), 422, "invalid-request", None),
+        (NotFound("nobody is called so"), 404, "not-found", None),
         (PayloadTooLarge("too long"), 413, "payload-too-large", None),
         (TooBusy("queue full", retry_after_seconds=2.1), 429, "too-busy", "3"),
         (Unavailable("alone", reason="no-peers"), 503, "unavailable", "1"),

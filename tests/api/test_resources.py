@@ -19,6 +19,7 @@ async def test_documents_are_those_of_the_sidecar(sidecar: FakeSidecar, tmp_path
             "/health": {"status": "healthy"},
             "/api/v1/node": sidecar.node(),
             "/api/v1/peers": sidecar.peers(),
+            "/api/v1/mesh": await sidecar.mesh(),
             "/api/v1/topics": sidecar.topics(),
             "/api/v1/bootstrap-peers": sidecar.bootstrap_peers(),
         }.items():
@@ -43,7 +44,8 @@ async def test_the_root_lists_the_endpoints(sidecar: FakeSidecar, tmp_path: Path
     async with serving(sidecar, tmp_path) as served:
         answer = await served.client.get("/")
         assert answer.headers["Content-Type"].startswith("text/plain")
-        assert "/api/v1/bootstrap-peers" in answer.text
+        for path in ("/api/v1/bootstrap-peers", "/api/v1/peers/{peer}/ping", "/api/v1/mesh", "/api/v1/topology"):
+            assert path in answer.text
 
 
 async def test_a_publication_reaches_the_sidecar_as_sent(sidecar: FakeSidecar, tmp_path: Path) -> None:

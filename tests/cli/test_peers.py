@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from p2pnode.cli.peers import WIDE
+from p2pnode.cli.peers import SAME_NAME, WIDE
 from tests.cli.documents import NOW, member
 from tests.cli.running import Outcome, Run
 from tests.local.fake import FakeSidecar, document_answer
@@ -42,7 +42,7 @@ def test_table_shows_unknown_as_a_dash_and_links_by_direction(peers: Run) -> Non
     lines = [line.split() for line in peers().out.splitlines()]
     assert lines[0] == ["NAME", "ROLE", "STATE", "STATUS", "LINK", "RTT", "SEEN", "PEER_ID"]
     assert [line[:6] for line in lines[1:]] == [
-        ["a", "chorus", "alive", "online", "outbound", "0.0ms"],
+        ["a", "chorus", "alive", "online", "outbound", "0.04ms"],
         ["b", "chorus", "dead", "online", "no", "-"],
         ["c", "chorus", "alive", "online", "inbound", "30.0ms"],
         ["w", "whoosh", "suspect", "online", "self", "2.0ms"],
@@ -88,16 +88,67 @@ def test_filters_of_one_kind_add_and_kinds_narrow(peers: Run, arguments: list[st
         ("tasks_completed", ["b", "c", "a", "w"]),
         ("state", ["a", "c", "b", "w"]),
         ("last_seen", ["a", "c", "w", "b"]),
+        ("-rtt_ms", ["c", "w", "a", "b"]),
+        ("-tasks_completed", ["c", "b", "a", "w"]),
+        ("-last_seen", ["a", "c", "w", "b"]),
+        ("connected", ["c", "b", "a", "w"]),
+        ("-mesh", ["c", "a", "b", "w"]),
+        ("RTT", ["a", "w", "c", "b"]),
+        ("-seen", ["a", "c", "w", "b"]),
     ],
 )
-def test_sort_takes_numbers_as_numbers_and_unknown_last(peers: Run, column: str, expected: list[str]) -> None:
+def test_sort_takes_numbers_as_numbers_and_unknown_last_in_both_directions(
+    peers: Run, column: str, expected: list[str]
+) -> None:
     assert names(peers("-o", "json", "--sort", column)) == expected
 
 
-def test_sort_by_an_unknown_column_lists_the_known_ones(peers: Run) -> None:
-    outcome = peers("--sort", "height")
+@pytest.mark.parametrize("column", WIDE)
+def test_every_column_of_wide_sorts_and_descends(peers: Run, column: str) -> None:
+    for given in (column, f"-{column}"):
+        outcome = peers("-o", "json", "--sort", given)
+        assert sorted(names(outcome)) == ["a", "b", "c", "w"]
+
+
+@pytest.mark.parametrize("column", ["height", "-height", "", "-", "--rtt_ms"])
+def test_sort_by_an_unknown_column_lists_the_known_ones(peers: Run, column: str) -> None:
+    outcome = peers("--sort", column)
     assert outcome.code == 64
-    assert "rtt_ms" in outcome.err
+    assert repr(column) in outcome.err
+    for known in WIDE:
+        assert known in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("rtt", "text"), [(0.0, "<0.01ms"), (0.004, "<0.01ms"), (0.04, "0.04ms"), (1.26, "1.3ms"), (30, "30.0ms")]
+)
+def test_a_measured_round_trip_is_never_shown_as_0(run: Run, sidecar: FakeSidecar, rtt: float, text: str) -> None:
+    sidecar.serves("/api/v1/peers", [member("a", rtt_ms=rtt)])
+    assert run("peers", "--api", sidecar.api).out.splitlines()[1].split()[5] == text
+
+
+def test_what_is_not_known_is_a_dash_in_every_column(run: Run, sidecar: FakeSidecar) -> None:
+    unknown: dict[str, object] = {
+        **dict.fromkeys(WIDE),
+        "capabilities": [],
+        "mesh": [],
+        "addrs": [],
+        "peer_id": "12D3KooWx",
+    }
+    sidecar.serves("/api/v1/peers", [unknown])
+    cells = run("peers", "-o", "wide", "--api", sidecar.api).out.splitlines()[1].split()
+    assert cells == ["12D3KooWx" if column == "peer_id" else "-" for column in WIDE]
+
+
+def test_a_name_that_two_live_members_have_is_marked_and_explained(run: Run, sidecar: FakeSidecar) -> None:
+    both = [member("a", same_name=True), member("a", peer_id="12D3KooWother", same_name=True), member("b")]
+    sidecar.serves("/api/v1/peers", both)
+    for form in ("table", "wide"):
+        outcome = run("peers", "-o", form, "--api", sidecar.api)
+        assert [line.split()[0] for line in outcome.out.splitlines()] == ["NAME", "a*", "a*", "b"]
+        assert outcome.err == f"{SAME_NAME}\n"
+    assert names(run("peers", "-o", "json", "--api", sidecar.api)) == ["a", "a", "b"]
+    assert run("peers", "--role", "nobody", "--api", sidecar.api).err == "no match among the 3 members known here\n"
 
 
 def test_no_match_says_how_many_are_known(peers: Run) -> None:
@@ -155,7 +206,18 @@ def test_wait_without_any_sidecar_exits_3(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--timeout", "1"], ["--wait", "0"], ["--wait", "x"], ["--state", "fine"], ["-o", "xml"], ["extra"]]
+    "arguments",
+    [
+        ["--timeout", "1"],
+        ["--wait", "0"],
+        ["--wait", "x"],
+        ["--state", "fine"],
+        ["-o", "xml"],
+        ["extra"],
+        ["--watch", "0"],
+        ["--watch", "soon"],
+        ["--watch", "--wait", "1"],
+    ],
 )
 def test_wrong_usage_exits_64(peers: Run, arguments: list[str]) -> None:
     outcome = peers(*arguments)

@@ -42,11 +42,12 @@ def answering(sidecar: FakeSidecar) -> FakeSidecar:
     sidecar.serves("/api/v1/peers", [member("a"), member("b", state="dead", rtt_ms=None)])
     sidecar.serves("/api/v1/node", node())
     sidecar.serves("/api/v1/topics", [])
+    sidecar.serves("/api/v1/mesh", {"nodes": [], "missing": []})
     sidecar.on("GET", "/ready", document_answer({"status": "delivering", "reasons": []}))
     return sidecar
 
 
-@pytest.mark.parametrize("name", ["peers", "id", "status", "topics"])
+@pytest.mark.parametrize("name", ["peers", "id", "status", "topics", "mesh"])
 def test_asking_commands_import_nothing_heavy(answering: FakeSidecar, registry: Registry, name: str) -> None:
     registry("whoosh-1", "whoosh", answering.api)
     script = (

@@ -213,3 +213,11 @@ def test_a_refusal_without_a_problem_document_names_the_status(sidecar: FakeSide
 
 def test_quote_leaves_only_unreserved_characters() -> None:
     assert quote("a b/c?#é-._~9") == "a%20b%2Fc%3F%23%C3%A9-._~9"
+
+
+@pytest.mark.parametrize(("told", "reason"), [("ping", "ping"), (None, "unavailable")])
+def test_a_503_keeps_its_reason(sidecar: FakeSidecar, told: str | None, reason: str) -> None:
+    sidecar.on("GET", "/x", problem(503, "not now", reason=told))
+    error = refusal(client_of(sidecar).request("GET", "/x"))
+    assert isinstance(error, Unavailable)
+    assert error.reason == reason
