@@ -1,6 +1,10 @@
 """What a sidecar costs when nothing happens: real `p2pnode run` processes, started by exec, joined by one bootstrap.
 
 python -m bench.idle --nodes 34 --seconds 60
+python -m bench.idle --serf none                # without Serf's agents, which follow ours
+
+Where namespaces are allowed all of it runs in a network of its own, and the bytes and packets on its loopback are
+counted: no other process speaks there, and sidecars are asked nothing meanwhile.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.measure import cpu_seconds, proportional_bytes, resident_bytes
+from bench.network import enter_own_network, loopback_traffic
+from bench.serf import PROFILES, NoSerf, find_serf, open_agents, wait_until_complete
 from bench.systems import say
 from p2pnode.errors import P2PNodeError
 from p2pnode.local.address import parse_api_address
@@ -124,40 +131,105 @@ def _wait_until_complete(sidecars: Sequence[_Sidecar]) -> None:
         time.sleep(POLL_SECONDS)
 
 
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """What each process cost, the bootstrap first.
+
+    Args:
+        seconds: measured.
+        cpu_percent: of a core.
+        bytes: per node and second, with IP headers; None where they could not be counted. Sent; each is received once.
+        packets: likewise.
+    """
+
+    seconds: float
+    cpu_percent: list[float]
+    rss_mib: list[float]
+    pss_mib: list[float]
+    bytes: float | None
+    packets: float | None
+
+
+def measured(pids: Sequence[int], settle: float, seconds: float, *, own_network: bool) -> Idle:
+    time.sleep(settle)
+    before, carried, started = [cpu_seconds(pid) for pid in pids], loopback_traffic(), time.monotonic()
+    time.sleep(seconds)
+    after, passed = [cpu_seconds(pid) for pid in pids], time.monotonic() - started
+    traffic = loopback_traffic() - carried
+    return Idle(
+        passed,
+        [100 * (late - early) / passed for early, late in zip(before, after, strict=True)],
+        [resident_bytes(pid) / 2**20 for pid in pids],
+        [proportional_bytes(pid) / 2**20 for pid in pids],
+        traffic.bytes / passed / len(pids) if own_network else None,
+        traffic.packets / passed / len(pids) if own_network else None,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.idle", description="CPU and memory of idle sidecars.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=34)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--settle", type=float, default=SETTLE_SECONDS, help="seconds from complete to measured")
+    parser.add_argument("--serf", default="lan", help="profiles of Serf to run after it, or `none` (lan)")
     parser.add_argument("--json", type=Path, help="write the figures of each node there")
     options = parser.parse_args(arguments)
+    profiles = [] if options.serf == "none" else options.serf.split(",")
+    if unknown := set(profiles) - set(PROFILES):
+        parser.error(f"Serf has no profile {', '.join(sorted(unknown))}")
+    program = ""
+    if profiles:
+        try:
+            program = find_serf()
+        except NoSerf as error:
+            say(f"without Serf: {error}")
+            profiles = []
+    own_network = enter_own_network("bench.idle", sys.argv[1:] if arguments is None else arguments)
+    if not own_network:
+        say("no network namespaces here: bytes and packets are not counted")
+    found: dict[str, Idle] = {}
     try:
         with _open_sidecars(options.nodes) as sidecars:
             say(f"{options.nodes} sidecars see {options.nodes}; settling for {options.settle:g} s")
-            time.sleep(options.settle)
             pids = [sidecar.process.pid for sidecar in sidecars]
-            before, started = [cpu_seconds(pid) for pid in pids], time.monotonic()
-            time.sleep(options.seconds)
-            after, seconds = [cpu_seconds(pid) for pid in pids], time.monotonic() - started
-            rss = [resident_bytes(pid) / 2**20 for pid in pids]
-            pss = [proportional_bytes(pid) / 2**20 for pid in pids]
-    except StartFailed as error:
+            found["sidecars"] = measured(pids, options.settle, options.seconds, own_network=own_network)
+        for profile in profiles:
+            with (
+                tempfile.TemporaryDirectory(prefix="bench-idle-") as name,
+                open_agents(program, profile, options.nodes, Path(name), at_once=options.nodes) as agents,
+            ):
+                wait_until_complete(agents, JOIN_SECONDS)
+                say(f"{options.nodes} agents of Serf, {profile} profile, see {options.nodes}; settling")
+                pids = [agent.pid for agent in agents]
+                found[f"Serf agents, {profile} profile"] = measured(
+                    pids, options.settle, options.seconds, own_network=own_network
+                )
+    except (StartFailed, NoSerf) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    cpu = [100 * (late - early) / seconds for early, late in zip(before, after, strict=True)]
     if options.json is not None:
-        figures = {"seconds": seconds, "cpu_percent": cpu, "rss_mib": rss, "pss_mib": pss}
+        figures = {name: asdict(idle) for name, idle in found.items()}
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     load = os.getloadavg()
     print(
         f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} cores, Python {platform.python_version()},"
-        f" load average {load[0]:.1f} {load[1]:.1f} {load[2]:.1f}\n"
-        f"{options.nodes} sidecars by exec, idle for {seconds:.0f} s\n"
+        f" load average {load[0]:.1f} {load[1]:.1f} {load[2]:.1f}"
+    )
+    for name, idle in found.items():
+        _print(name, idle)
+    return 0
+
+
+def _print(name: str, idle: Idle) -> None:
+    cpu, rss, pss = idle.cpu_percent, idle.rss_mib, idle.pss_mib
+    print(
+        f"{len(cpu)} {name}, idle for {idle.seconds:.0f} s\n"
         f"CPU  % of a core per node  median {median(cpu):6.2f}  max {max(cpu):6.2f}  bootstrap {cpu[0]:6.2f}\n"
         f"RSS  MiB per node          median {median(rss):6.1f}  max {max(rss):6.1f}\n"
         f"PSS  MiB per node          median {median(pss):6.1f}  max {max(pss):6.1f}"
     )
-    return 0
+    if idle.bytes is not None:
+        print(f"sent per node and second     {idle.bytes:.0f} bytes  {idle.packets:.2f} packets")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the kernel knows of a process: CPU time, resident memory, bytes on its TCP connections."""
+"""What the kernel knows of a process: CPU time, resident memory, its TCP connections and the bytes on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ _PIDFD_GETFD = 438
 _CPUCLOCK_SCHED = 2
 _TCP_INFO_BYTES_ACKED = 120
 """Offset of `tcpi_bytes_acked` in `struct tcp_info` (linux/tcp.h): unsigned, 64 bits."""
+
+_TCP_ESTABLISHED = "01"
 
 
 def cpu_seconds(pid: int) -> float:
@@ -77,3 +79,19 @@ def _acknowledged(descriptor: int) -> int:
         info = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
         sent: int = struct.unpack_from("=Q", info, _TCP_INFO_BYTES_ACKED)[0]
         return sent
+
+
+def tcp_connections(pid: int) -> int:
+    """TCP connections that a process has open, by the kernel's table (proc(5), `/proc/net/tcp`), IPv4 and IPv6."""
+    inodes = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            inodes.add(os.readlink(f"/proc/{pid}/fd/{name}"))
+        except FileNotFoundError:
+            continue  # closed meanwhile
+    count = 0
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/{pid}/net/{table}", encoding="ascii") as file:
+            rows = [line.split() for line in file][1:]
+        count += sum(row[3] == _TCP_ESTABLISHED and f"socket:[{row[9]}]" in inodes for row in rows)
+    return count

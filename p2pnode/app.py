@@ -20,22 +20,25 @@ import trio
 from p2pnode import __version__
 from p2pnode.api.server import open_api
 from p2pnode.config import Loaded, Settings
+from p2pnode.config.checks import check_network_key
 from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.gossipsub.params_score import ScoreParams
-from p2pnode.core.member import MemberRecord
+from p2pnode.core.links import LinkSettings
+from p2pnode.core.membership.record import MAX_INCARNATION, MemberRecord
 from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig, InvalidMessage, P2PNodeError
 from p2pnode.host.meshsub import open_meshsub
 from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging
-from p2pnode.node.dialer import DialSettings
 from p2pnode.node.gossip import RoutedGossip
-from p2pnode.node.sidecar import Keys, Node, NodeSettings
+from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
 from p2pnode.paths import register, runtime_dir
 from p2pnode.store.ceiling import SeqnoFile
 from p2pnode.store.lock import locked_data_dir
+from p2pnode.store.peers import PeersFile
 from p2pnode.wire.members import MAX_ADDRS, sign_record
+from p2pnode.wire.payload import format_time
 from p2pnode.wire.pubsub import message_verify
 
 log = logging.getLogger(__name__)
@@ -95,12 +98,14 @@ class _Sidecar:
         with trio.open_signal_receiver(*(_FORWARDED if self._agent_command else _LEAVING)) as signals:
             with locked_data_dir(self._settings.node.data_dir) as data_dir:
                 identity = open_identity(data_dir)
+                _warn_of_trust(self._settings)
                 async with self._open_node(identity, data_dir) as (node, api, name):
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._watch_signals, signals)
                         if self._parent is not None:
                             nursery.start_soon(self._watch_parent, self._parent)
                         nursery.start_soon(node.run)
+                        nursery.start_soon(_yield_to_twin, node)
                         log.info(
                             "ready",
                             extra={
@@ -132,17 +137,22 @@ class _Sidecar:
         token = _read_token(settings.api.token_file)
         addresses: tuple[ApiListener, ...] = ()
         async with open_host(
-            identity, network.listen, announce=network.announce, stack=settings.transport.stack
+            identity,
+            network.listen,
+            announce=network.announce,
+            stack=settings.transport.stack,
+            network_key=_network_key(settings),
         ) as host:
             node = Node(
                 NodeSettings(
                     record=_own_record(settings, identity, name),
                     topics=gossip_settings.topics,
-                    dial=DialSettings(
-                        bootstrap=network.bootstrap,
-                        target_links=network.target_links,
-                        max_links=network.max_links,
-                        backoff_max_seconds=network.dial_backoff_max_seconds,
+                    bootstrap=network.bootstrap,
+                    links=LinkSettings(
+                        target=network.target_links,
+                        most=network.max_links,
+                        own=min(LinkSettings().own, network.max_links),
+                        most_backoff_seconds=network.dial_backoff_max_seconds,
                     ),
                     publish_per_second=gossip_settings.publish_per_second,
                     publish_burst=gossip_settings.publish_burst,
@@ -151,7 +161,11 @@ class _Sidecar:
                 ),
                 Keys(identity.peer_id_bytes, identity.sign, _verify_record),
                 host,
-                SeqnoFile(data_dir / "seqno"),
+                Stores(
+                    SeqnoFile(data_dir / "seqno"),
+                    SeqnoFile(data_dir / "incarnation"),
+                    PeersFile(data_dir / "peers.json"),
+                ),
                 wall_ns=time.time_ns,
                 rng=Random(os.urandom(16)),
                 api_addresses=lambda: [str(address) for address in addresses],
@@ -216,9 +230,7 @@ class _Sidecar:
     async def _run_agent(self, command: Sequence[str], api: ApiListener) -> None:
         """The agent's life; the sidecar leaves after it, with its status."""
         try:
-            self._agent = await trio.lowlevel.open_process(
-                list(command), stdin=None, env={**os.environ, "P2PNODE_API": str(api)}
-            )
+            self._agent = await trio.lowlevel.open_process(list(command), stdin=None, env=_agent_environment(api))
         except OSError as error:
             log.error("the agent cannot be started", extra={"command": command[0], "reason": error.strerror})
             # As a shell reports it.
@@ -254,8 +266,16 @@ def _own_record(settings: Settings, identity: Identity, name: str) -> MemberReco
         version=__version__,
     )
     try:
-        # With as many and as long addresses as a record may carry.
-        sign_record(replace(record, addrs=("x" * 64,) * MAX_ADDRS), identity.sign)
+        # As large as it can become: with many and long addresses, and with the largest numbers.
+        largest = replace(
+            record,
+            addrs=("x" * 64,) * MAX_ADDRS,
+            incarnation=MAX_INCARNATION,
+            tasks_completed=MAX_INCARNATION,
+            started_at_ns=2**63 - 1,
+            left=True,
+        )
+        sign_record(largest, identity.sign)
     except InvalidMessage as error:
         raise InvalidConfig(
             "the member record is larger than other nodes accept",
@@ -289,6 +309,54 @@ def _verify_record(peer: bytes, key: bytes, data: bytes, signature: bytes) -> bo
         return verifier_for(peer, key)(data, signature)
     except InvalidMessage:
         return False
+
+
+def _agent_environment(api: ApiListener) -> dict[str, str]:
+    """Ours, with where the agent finds us, and without the network key, which is none of its business."""
+    return {**{k: v for k, v in os.environ.items() if k != "P2PNODE_NETWORK_KEY"}, "P2PNODE_API": str(api)}
+
+
+async def _yield_to_twin(node: Node) -> None:
+    """Stop when an older live process has our identity.
+
+    Raises:
+        EnvironmentFault: it does; no goodbye is said, which would be taken for its.
+    """
+    await node.twin_met.wait()
+    twin = node.twin
+    assert twin is not None
+    where = ", ".join(twin.addrs) or "an unknown address"
+    raise EnvironmentFault(
+        f"another live process has this node's identity and is older: {twin.name!r} at {where}, started "
+        f"{format_time(twin.started_at_ns)}",
+        hint="each node needs a data directory of its own (--data-dir): a copied one holds the same key",
+    )
+
+
+def _warn_of_trust(settings: Settings) -> None:
+    for key, what in (
+        ("orchestrators", "opportunities, assignments and statuses"),
+        ("bridges", "imported messages"),
+    ):
+        if not getattr(settings.trust, key):
+            log.warning(f"trust.{key} is empty: {what} of any member count", extra={"key": f"trust.{key}"})
+
+
+def _network_key(settings: Settings) -> bytes:
+    network = settings.network
+    if network.key_file is None:
+        return bytes.fromhex(network.key)
+    try:
+        key = bytes.fromhex(check_network_key(network.key_file.read_text("utf-8").strip()))
+        if not key:
+            raise ValueError("is empty")  # which must not mean a public network
+    except (OSError, UnicodeDecodeError) as error:
+        raise EnvironmentFault(f"cannot read the network key file {network.key_file}: {error}") from error
+    except ValueError as error:
+        raise InvalidConfig(
+            "the network key cannot be used", [Fault("network.key_file", f"{network.key_file}: {error}")]
+        ) from error
+    return key
 
 
 def _read_token(path: Path | None) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -37,8 +37,15 @@ class HostEvents(Protocol):
 
     def link_opened(self, link: Link) -> None: ...
 
-    def link_closed(self, peer: PeerId) -> None:
-        """The last connection to `peer` is gone."""
+    def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
+        """The last connection to `peer` is gone.
+
+        Args:
+            by_intent: one of the two sides said that it closes; else something broke.
+        """
+
+    def link_silent(self, peer: PeerId) -> None:
+        """The connection stands, but the peer answers no ping; said again for as long as it does not."""
 
 
 class Host(Protocol):
@@ -72,6 +79,12 @@ class Host(Protocol):
 
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
         """Answer requests; `answer` raising InvalidMessage ends that stream only."""
+
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
+        """Does `peer` answer at one of `addrs` (multiaddrs without `/p2p/…`)? A handshake proves it; no link stays."""
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        """The newest measured round trip of a link, in seconds."""
 
     def counters(self) -> Mapping[tuple[str, str], int]:
         """How often each `(what, reason)` happened.
@@ -216,6 +229,20 @@ class SeqnoStore(Protocol):
         """
 
 
+class KnownPeers(Protocol):
+    """Where the peers of earlier runs are remembered."""
+
+    def load(self) -> Mapping[PeerId, tuple[str, ...]]:
+        """Addresses (multiaddrs without `/p2p/…`) by peer id; empty when there are none."""
+
+    async def save(self, peers: Mapping[PeerId, tuple[str, ...]]) -> None:
+        """Replace what is remembered.
+
+        Raises:
+            EnvironmentFault: it could not be written.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Published:
     """What a publisher gets back once its message is kept.
@@ -297,6 +324,26 @@ class Sidecar(Protocol):
 
         Raises:
             InvalidRequest: as `messages`.
+        """
+
+    async def mesh(self) -> JsonObject:
+        """Who is in whose mesh, over the whole fleet: `nodes` (`peer_id`, `name`, `role`, `links`, `topics`: peer ids
+        by topic) of every node that answered, this one included, and `missing` (`peer_id`, `name`): live members that
+        did not. Both ordered as `peers`; asks the fleet, which takes three seconds at most.
+
+        Raises:
+            Unavailable: 503, with a reason.
+        """
+
+    async def ping(self, peer: str) -> JsonObject:
+        """One round trip: `peer_id`, `name`, `rtt_ms`, and `"linked": false` when a handshake stood in for a link.
+
+        Args:
+            peer: the peer id of one of `peers`, not of this node.
+
+        Raises:
+            InvalidRequest: nobody here knows that peer id.
+            Unavailable: 503, with a reason: it does not answer.
         """
 
     def bootstrap_peers(self) -> list[str]:

@@ -17,6 +17,7 @@ from p2pnode.config.settings import (
     Settings,
     Stack,
     TransportSettings,
+    TrustSettings,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Settings",
     "Stack",
     "TransportSettings",
+    "TrustSettings",
     "load_settings",
     "reference_tables",
     "render_settings",

@@ -7,6 +7,7 @@ A check takes what was written and returns its plain form, or raises ValueError 
 from __future__ import annotations
 
 import ipaddress
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from p2pnode.core.message import parse_topic
+from p2pnode.core.peerid import peer_id_bytes
 from p2pnode.errors import InvalidMessage
 from p2pnode.local.address import is_host_name
 
@@ -117,6 +119,29 @@ def check_allowed_host(value: str) -> str:
         raise ValueError(
             f"must be a host name or an IP address, without scheme, port or wildcard, not {value!r}"
         ) from None
+
+
+def check_network_key(value: str) -> str:
+    """64 hexadecimal digits, from those or from the text of a swarm.key file; what was written is not repeated."""
+    lines = value.split()
+    encoding, text = "/base16/", value.strip()
+    if lines[:1] == ["/key/swarm/psk/1.0.0/"] and len(lines) == 3:
+        encoding, text = lines[1], lines[2]
+    try:
+        key = bytes.fromhex(text) if encoding == "/base16/" else b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if value and (len(key) != 32 or encoding not in ("/base16/", "/base64/")):
+        raise ValueError("must be 64 hexadecimal digits, or the text of a swarm.key file with 32 bytes of key")
+    return key.hex()
+
+
+def check_peer_id(value: str) -> str:
+    try:
+        peer_id_bytes(value)
+    except InvalidMessage as error:
+        raise ValueError(error.detail) from None
+    return value
 
 
 def check_path(value: object) -> object:

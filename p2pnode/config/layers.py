@@ -214,15 +214,16 @@ def _validate(merge: _Merge) -> Settings | None:
             # A location goes on behind the key with positions, and for a union with the member's name.
             position = "".join(f"[{each}]" for each in rest if isinstance(each, int))
             faulty.add(f"{section}.{name}")
-            merge.fault(f"{section}.{name}{position}", _problem(error))
+            secret = any(key.secret for key in keys() if key.dotted == f"{section}.{name}")
+            merge.fault(f"{section}.{name}{position}", _problem(error, secret=secret))
     for involved, problem in contradictions(settings or adapter.validate_python(merge.sections(without=faulty))):
         if not faulty.intersection(involved):
             merge.fault(involved[0], problem)
     return settings
 
 
-def _problem(error: ErrorDetails) -> str:
-    kind, given = error["type"], error["input"]
+def _problem(error: ErrorDetails, *, secret: bool) -> str:
+    kind, given = error["type"], "(not shown)" if secret else error["input"]
     if kind == "value_error":
         return str(error["ctx"]["error"])
     shown = repr(given) if len(repr(given)) <= 80 else f"{repr(given)[:80]}…"

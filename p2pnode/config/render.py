@@ -69,6 +69,8 @@ def _code(names: list[str]) -> str:
 
 def _value(settings: Settings, key: Key) -> Value:
     value = getattr(getattr(settings, key.section), key.name)
+    if key.secret:
+        return "(set, not shown)" if value else ""
     if isinstance(value, tuple):
         return list(value)
     if value is None:

@@ -25,6 +25,8 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
             ("gossip.degree", "network.max_links"),
             f"a mesh of {gossip.degree} needs as many connections, but network.max_links is {network.max_links}",
         )
+    if network.key and network.key_file is not None:
+        yield ("network.key", "network.key_file"), "both are set; keep one of them"
     for key, listeners in (("network.listen", network.listen), ("api.listen", api.listen)):
         # Port 0 is a new free port each time, so the same text twice is no clash.
         twice = {each for each in listeners if listeners.count(each) > 1 and not each.endswith(("/0", ":0"))}

@@ -19,8 +19,10 @@ from p2pnode.config.checks import (
     check_cluster,
     check_endpoint,
     check_name,
+    check_network_key,
     check_path,
     check_path_or_none,
+    check_peer_id,
     check_text,
     check_topic,
     check_word,
@@ -36,9 +38,9 @@ DEFAULT_P2P_PORT = 9000
 """Where CHORUS listens today (facts/domain.md)."""
 
 
-def _about(description: str, *, unit: str = "", shown: str = "") -> dict[str, str]:
-    """A key's metadata; `shown` replaces its default in the reference."""
-    return {"description": description, "unit": unit, "shown": shown}
+def _about(description: str, *, unit: str = "", shown: str = "", secret: bool = False) -> dict[str, str]:
+    """A key's metadata; `shown` replaces its default in the reference, a secret's value is never shown."""
+    return {"description": description, "unit": unit, "shown": shown, "secret": "yes" if secret else ""}
 
 
 Name = Annotated[str, Check(check_name)]
@@ -49,6 +51,8 @@ Announce = Annotated[str, Check(check_announce)]
 Bootstrap = Annotated[str, Check(check_bootstrap)]
 ApiListener = Annotated[str, Check(check_api_listener)]
 TopicName = Annotated[str, Check(check_topic)]
+NetworkKey = Annotated[str, Check(check_network_key)]
+TrustedPeer = Annotated[str, Check(check_peer_id)]
 AllowedHost = Annotated[str, Check(check_allowed_host)]
 FilePath = Annotated[Path, Check(check_path, before=True)]
 
@@ -121,17 +125,32 @@ class NetworkSettings:
         ),
     )
     max_links: Annotated[int, Between(1, 10_000)] = field(
-        default=32,
+        default=16,
         metadata=_about(
-            "Connections a node keeps by its own choice; bounds what one node costs however many members there are."
+            "Connections a node keeps: above it the least useful are closed with a goodbye. Bounds what one node costs "
+            "however many members there are; twice the largest mesh of a small fleet."
         ),
     )
     dial_backoff_max_seconds: Annotated[float, Between(0.1, 3600)] = field(
-        default=15.0,
+        default=10.0,
         metadata=_about(
             "Longest pause between two attempts to reach a bootstrap peer: a restarted one is found within it.",
             unit="seconds",
         ),
+    )
+    key: NetworkKey = field(
+        default="",
+        repr=False,
+        metadata=_about(
+            "Key of a private network, a libp2p PSK: 64 hexadecimal digits or the text of a `swarm.key` file. Without "
+            "it nobody gets as far as a handshake. Empty: a public network.",
+            shown="none",
+            secret=True,
+        ),
+    )
+    key_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None,
+        metadata=_about("File that holds `key`: a `swarm.key`.", unit="path", shown="none"),
     )
 
 
@@ -145,6 +164,22 @@ class TransportSettings:
             "`fused`: Noise and yamux frames in one pass, a fraction of the CPU. `library`: py-libp2p's own, to fall "
             "back on. Both speak the same protocols; nodes of both kinds work together."
         ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrustSettings:
+    """Whose word counts where a member's alone does not."""
+
+    orchestrators: tuple[TrustedPeer, ...] = field(
+        default=(),
+        metadata=_about(
+            "Peer ids whose opportunities, assignments and statuses count. Empty: anyone's, with a warning at start."
+        ),
+    )
+    bridges: tuple[TrustedPeer, ...] = field(
+        default=(),
+        metadata=_about("Peer ids whose imported messages count. Empty: anyone's, with a warning at the start."),
     )
 
 
@@ -254,6 +289,7 @@ class Settings:
     log: LogSettings = field(default_factory=LogSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     transport: TransportSettings = field(default_factory=TransportSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
     gossip: GossipSettings = field(default_factory=GossipSettings)
     api: ApiSettings = field(default_factory=ApiSettings)
     messages: MessagesSettings = field(default_factory=MessagesSettings)
@@ -271,6 +307,7 @@ class Key:
         unit: what its numbers count; empty when it has none.
         shown: the default in words; empty when the value speaks for itself.
         many: it is a list.
+        secret: its value is never shown.
     """
 
     section: str
@@ -279,6 +316,7 @@ class Key:
     unit: str
     shown: str
     many: bool
+    secret: bool
 
     @property
     def dotted(self) -> str:
@@ -299,4 +337,4 @@ def keys() -> Iterator[Key]:
         for each in fields(kind):
             data = each.metadata
             many = Ellipsis in get_args(hints[each.name])
-            yield Key(section, each.name, data["description"], data["unit"], data["shown"], many)
+            yield Key(section, each.name, data["description"], data["unit"], data["shown"], many, bool(data["secret"]))

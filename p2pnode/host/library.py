@@ -13,6 +13,7 @@ from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -26,6 +27,7 @@ from p2pnode.host.addresses import dialable, split_peer, wildcard_to_interfaces
 from p2pnode.host.frames import encode_frame, read_frame
 from p2pnode.host.fused.connection import FusedConnection
 from p2pnode.host.fused.outbox import Outbox
+from p2pnode.host.psk import Stranger, enter
 from p2pnode.identity import Identity
 from p2pnode.ports import Direction, HostEvents, Link
 
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 DIAL_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 10.0
 HANG_UP_SECONDS = 2.0
+COLLAPSE_SECONDS = 1.0
+WATCH_SECONDS = 2.0
 PING_PROTOCOL = TProtocol("/ipfs/ping/1.0.0")
 PING_BYTES = 32
 AGENT_KEY = "agent_version"
@@ -78,7 +82,11 @@ class LibraryHost:
         self._sockets: dict[INetConn, trio.SocketStream | None] = {}
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._listeners: list[HostEvents] = []
+        self._round_trips: dict[PeerId, float] = {}
+        self._hung_up: set[PeerId] = set()
+        self._tasks: trio.Nursery | None = None
         self.handler_failures = 0
+        outbox.on_silent = self._silent
 
     @property
     def peer_id(self) -> PeerId:
@@ -112,7 +120,10 @@ class LibraryHost:
                     if peer not in self._links:
                         await self._dial_one_of(await dialable(where), to_library_id(peer))
         except trio.TooSlowError as error:
-            raise Unavailable(f"{addr}: no answer within {DIAL_TIMEOUT_SECONDS:g} s", reason="dial") from error
+            silence = f"no answer within {DIAL_TIMEOUT_SECONDS:g} s"
+            if self.swarm.psk:
+                silence += "; a peer with another network key may be silent too (compare network.key of both)"
+            raise Unavailable(f"{addr}: {silence}", reason="dial") from error
         except LIBRARY_ERRORS as error:
             raise Unavailable(f"{addr}: {reason_of(error)}", reason="dial") from error
         finally:
@@ -132,7 +143,55 @@ class LibraryHost:
             else:
                 return
 
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
+        if self._is_heard(peer):
+            return True
+        reached = False
+
+        async def try_one(addr: str) -> None:
+            nonlocal reached
+            try:
+                await self._shake_hands(Multiaddr(addr), to_library_id(peer))
+            except Exception as error:
+                # What answers there may be anybody, and the library checks little of what it hears in a handshake:
+                # an `InvalidTag`, say, is none of its own errors, and would end the node.
+                log.debug("not reached by a probe", extra={"peer": peer, "addr": addr, "reason": reason_of(error)})
+            else:
+                reached = True
+                nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(patience_seconds):
+            async with trio.open_nursery() as nursery:
+                for addr in addrs:
+                    nursery.start_soon(try_one, addr)
+        return reached
+
+    async def _shake_hands(self, addr: Multiaddr, peer: ID) -> None:
+        """Connect and let the other prove who it is; then close."""
+        transport = self.swarm.transport_manager.transport_for_dialing(addr)
+        if transport is None:
+            raise Unavailable(f"nothing dials {addr}", reason="dial")
+        raw = await transport.dial(addr)
+        assert isinstance(raw, RawConnection)
+        try:
+            await self.swarm.upgrader.upgrade_security(enter(raw, self.swarm.psk or ""), True, peer)
+        finally:
+            with trio.CancelScope(shield=True):
+                await raw.close()
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        return next((c.round_trip for c in self._fused(peer) if c.round_trip is not None), self._round_trips.get(peer))
+
+    def _is_heard(self, peer: PeerId) -> bool:
+        """Did a link say something within the last second?"""
+        return any(not connection.silent_looks for connection in self._fused(peer))
+
+    def _fused(self, peer: PeerId) -> list[FusedConnection]:
+        connections = [each.muxed_conn for each in self.swarm.get_connections(to_library_id(peer))]
+        return [each for each in connections if isinstance(each, FusedConnection) and not each.is_closed]
+
     async def hang_up(self, peer: PeerId) -> None:
+        self._hung_up.add(peer)
         # The library's own connections hang behind a stalled write when closed: closing the raw sockets does not.
         connections = tuple(self.swarm.get_connections(to_library_id(peer)))
         with trio.move_on_after(HANG_UP_SECONDS / 2) as patience:
@@ -261,7 +320,11 @@ class LibraryHost:
         if stream is not None:
             _notice_a_dead_link(stream)
         if peer in self._links:
+            self._start(self._collapse, peer)
             return
+        self._hung_up.discard(peer)
+        if not isinstance(connection.muxed_conn, FusedConnection):
+            self._start(self._watch, peer)
         dialled = bool(getattr(connection.muxed_conn, "is_initiator", False))
         direction: Direction = "outbound" if dialled else "inbound"
         link = Link(peer, direction, _remote_addr(connection))
@@ -291,9 +354,52 @@ class LibraryHost:
         if any(not other.is_closed for other in self.swarm.get_connections(peer_id) if other is not connection):
             return
         peer = from_library_id(peer_id)
+        muxed = connection.muxed_conn
+        by_intent = peer in self._hung_up or (isinstance(muxed, FusedConnection) and muxed.by_intent)
+        self._round_trips.pop(peer, None)
         if self._links.pop(peer, None) is not None:
             for listener in self._listeners:
-                listener.link_closed(peer)
+                listener.link_closed(peer, by_intent=by_intent)
+
+    def work_in(self, nursery: trio.Nursery) -> None:
+        """Where what a link needs beside its streams runs from now on."""
+        self._tasks = nursery
+
+    def _start(self, task: Callable[[PeerId], Awaitable[None]], peer: PeerId) -> None:
+        if self._tasks is not None:
+            self._tasks.start_soon(task, peer)
+
+    def _silent(self, connection: FusedConnection) -> None:
+        peer = from_library_id(connection.peer_id)
+        if peer in self._links:
+            for listener in self._listeners:
+                listener.link_silent(peer)
+
+    async def _watch(self, peer: PeerId) -> None:
+        """Ping a link of the library's stack for as long as it stands: nobody else notices that its peer stopped."""
+        while peer in self._links:
+            try:
+                with trio.fail_after(WATCH_SECONDS):
+                    self._round_trips[peer] = await self.ping(peer)
+            except (Unavailable, trio.TooSlowError):
+                if peer in self._links:
+                    for listener in self._listeners:
+                        listener.link_silent(peer)
+            await trio.sleep(WATCH_SECONDS)
+
+    async def _collapse(self, peer: PeerId) -> None:
+        """Close what is one connection too many, after both dialled at once: both sides keep the same one.
+
+        That is the one dialled by the smaller peer id, and of two of those the older.
+        """
+        await trio.sleep(COLLAPSE_SECONDS)  # the other side must know both
+        mine_wins = peer_id_bytes(self.peer_id) < peer_id_bytes(peer)
+        standing = [each for each in self.swarm.get_connections(to_library_id(peer)) if not each.is_closed]
+        standing.sort(key=lambda each: bool(getattr(each.muxed_conn, "is_initiator", False)) is not mine_wins)
+        for extra in standing[1:]:
+            log.debug("closing a second connection", extra={"peer": peer})
+            with trio.move_on_after(HANG_UP_SECONDS):
+                await extra.close()
 
 
 def _tcp_stream(connection: INetConn) -> trio.SocketStream | None:
@@ -330,11 +436,18 @@ def _remote_addr(connection: INetConn) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: what the operating system said, if it is behind it, else the library's words."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__
-    if cause is not None and cause.strerror:
-        return cause.strerror
+    """One line: that it is another network, or what the operating system said, if such is behind it, else the
+    library's words; of its retries, which we have none of, the error behind them."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    for each in causes:
+        if isinstance(each, Stranger):
+            return str(each)
+    for each in causes:
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
+    if str(error).startswith("Failed to connect after") and len(causes) > 1:
+        error = causes[1]
     text = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__

@@ -95,7 +95,10 @@ class Meshsub:
         self._peers[link.peer] = _Peer(link, scope)
         self._nursery.start_soon(self._keep_outbound, self._peers[link.peer])
 
-    def link_closed(self, peer: PeerId) -> None:
+    def link_silent(self, peer: PeerId) -> None:
+        """Its queue says soon enough when it takes nothing."""
+
+    def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
         gone = self._peers.pop(peer, None)
         if gone is not None:
             gone.scope.cancel()

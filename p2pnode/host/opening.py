@@ -83,7 +83,12 @@ class _NoAutoConnector(AutoConnector):
 
 @asynccontextmanager
 async def open_host(
-    identity: Identity, listen: Sequence[str], *, announce: Sequence[str] = (), stack: Stack = "fused"
+    identity: Identity,
+    listen: Sequence[str],
+    *,
+    announce: Sequence[str] = (),
+    stack: Stack = "fused",
+    network_key: bytes = b"",
 ) -> AsyncIterator[LibraryHost]:
     """A listening host; when it yields, every address is bound.
 
@@ -91,6 +96,7 @@ async def open_host(
         stack: whose Noise frames and yamux carry the streams: `fused` is ours, `library` the library's.
         listen: multiaddrs `/ip4|ip6/…/tcp/PORT`, port 0 for any.
         announce: multiaddrs told to others instead of those listened on.
+        network_key: 32 bytes that all members of a private network share; none: a public one.
 
     Raises:
         InvalidRequest: an address is no multiaddr that TCP can listen on.
@@ -120,6 +126,7 @@ async def open_host(
     assert isinstance(swarm, Swarm)
     swarm.set_resource_manager(None)
     swarm.auto_connector = _NoAutoConnector(swarm)
+    swarm.psk = network_key.hex()  # empty and not None: what `host.psk` checks it checks in public networks too
     swarm.retry_config = RetryConfig(max_retries=0)
     # A slot is taken by each inbound connection and never given back: after 250 of them none is accepted.
     swarm._inbound_limiter.total_tokens = math.inf
@@ -137,6 +144,7 @@ async def open_host(
         await _check_bindable(addr)
     async with library.run(addrs), trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
+        host.work_in(nursery)
         missing = [str(addr) for addr in addrs if str(addr) not in swarm.listeners]
         if missing:
             raise EnvironmentFault(

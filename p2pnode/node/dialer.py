@@ -1,195 +1,169 @@
-"""Whom this node dials: its bootstraps for ever, and a few members at random so that the fleet is no star."""
+"""The link plan carried out: dials, closes what is too much, and remembers for the next start who was there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 import trio
 
-from p2pnode.core.member import MemberState
+from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView, Target, Why
+from p2pnode.core.membership.record import GONE, MemberState
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import P2PNodeError
+from p2pnode.errors import EnvironmentFault, P2PNodeError
 from p2pnode.node.members import Members
-from p2pnode.ports import Host
+from p2pnode.ports import Host, KnownPeers, Link
 
 log = logging.getLogger(__name__)
 
-FIRST_BACKOFF_SECONDS = 0.25
-OWN_DIALS_WANTED = 3
-"""Members dialled besides the bootstraps, even when others have dialled us already."""
+SETTLE_SECONDS = 0.02
+"""Between two plans: what happens at once is planned once."""
 
-STEADY_SECONDS = 10.0
-"""A link that held this long makes up for all failures before it."""
+TARGET_SECONDS = 20.0
+"""For all addresses of one target: sixteen that swallow packets would hold one of the few dials for minutes."""
 
-CONCURRENT_DIALS = 3
-MAX_HINTS = 64
-MAX_HINT_ADDRS = 4
-WAKE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class DialSettings:
-    """
-    Args:
-        bootstrap: multiaddrs with `/p2p/…`.
-        target_links: dial members while there are fewer links than this.
-        max_links: never dial beyond this many links.
-        backoff_max_seconds: longest pause between two attempts at one address.
-    """
-
-    bootstrap: Sequence[str]
-    target_links: int
-    max_links: int
-    backoff_max_seconds: float
+SAVE_SECONDS = 20.0
+SAVED_PEERS = 64
 
 
 class Dialer:
-    """Keeps the wanted links up: until cancelled, whatever is down."""
+    """Keeps the wanted links up: until cancelled, whatever is down.
 
-    def __init__(self, host: Host, members: Members, settings: DialSettings, rng: Random) -> None:
+    Args:
+        bootstraps: configured multiaddrs.
+        meshes: in how many meshes a peer is.
+        known: peers of earlier runs; where those of this one are kept.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        members: Members,
+        settings: LinkSettings,
+        bootstraps: Sequence[str],
+        meshes: Callable[[], Mapping[PeerId, int]],
+        known: KnownPeers,
+        rng: Random,
+    ) -> None:
         self._host = host
         self._members = members
-        self._settings = settings
-        self._rng = rng
-        self._wake = trio.Event()
-        self._closed: dict[PeerId, trio.Event] = {}
-        self._attempts: dict[PeerId, tuple[int, float]] = {}
-        self._dialling: set[PeerId] = set()
-        self._hints: dict[PeerId, tuple[str, ...]] = {}
+        self._meshes = meshes
+        self._known = known
         own = f"/p2p/{host.peer_id}"
-        self.bootstraps = tuple(addr for addr in dict.fromkeys(settings.bootstrap) if not addr.endswith(own))
-        self.bootstrap_errors: dict[str, str] = {}
-        self.bootstrap_ids = frozenset(PeerId(addr.rpartition("/p2p/")[2]) for addr in settings.bootstrap)
+        self.bootstraps = tuple(addr for addr in dict.fromkeys(bootstraps) if not addr.endswith(own))
+        self._planner = LinkPlanner(host.peer_id, settings, self.bootstraps, known.load(), rng)
+        self._since: dict[PeerId, float] = {}
+        self._wake = trio.Event()
+        self._bootstrap_errors: dict[str, str] = {}
+
+    @property
+    def bootstrap_errors(self) -> Mapping[str, str]:
+        """What is wrong with each bootstrap that nobody knows to live."""
+        return {addr: why for addr in self.bootstraps if (why := self._error_of(addr))}
+
+    def _error_of(self, addr: str) -> str:
+        peer = PeerId(addr.rpartition("/p2p/")[2])
+        if peer in self._host.links():
+            return ""
+        member = self._members.get(peer)
+        if member is None:
+            return self._bootstrap_errors.get(addr, "")
+        return f"the member there is {member.state.value}" if member.state in GONE else ""
 
     def wake(self) -> None:
         """Something changed: links, or members."""
         self._wake.set()
 
     def hint(self, peer: PeerId, addrs: Sequence[str]) -> None:
-        """Somebody says where a peer is; it is dialled once, while links are wanted. At most 64 hints wait.
+        """Somebody says where a peer is; it may be dialled while links are wanted."""
+        self._planner.hint(peer, addrs)
+        self.wake()
 
-        A hub that prunes 25 leaves gives each of them 16 peers: taking all of it would make a clique.
-        """
-        links = self._host.links()
-        wanted = len(links) + len(self._hints) + len(self._dialling) < self._settings.target_links
-        if wanted and addrs and peer != self._host.peer_id and peer not in links and len(self._hints) < MAX_HINTS:
-            self._hints[peer] = tuple(addrs)[:MAX_HINT_ADDRS]
-            self.wake()
+    def link_opened(self, link: Link) -> None:
+        self._since[link.peer] = trio.current_time()
+        self.wake()
 
-    def link_closed(self, peer: PeerId) -> None:
-        if (event := self._closed.pop(peer, None)) is not None:  # an Event has no truth value
-            event.set()
-        self._members.mark_unreachable(peer, gone=False)
-        self._attempts.pop(peer, None)
+    def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
+        now = trio.current_time()
+        lasted = now - self._since.pop(peer, now)
+        self._planner.closed(peer, by_intent=by_intent, lasted=lasted, now=now)
         self.wake()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            for addr in self.bootstraps:
-                nursery.start_soon(self._keep_bootstrap, addr)
-            nursery.start_soon(self._keep_links, nursery)
+            nursery.start_soon(self._save_now_and_then)
+            while True:
+                self._wake = trio.Event()
+                now = trio.current_time()
+                plan = self._planner.plan(self._views(now), self._members.all(), now)
+                for target in plan.dial:
+                    nursery.start_soon(self._dial, target)
+                for peer in plan.close:
+                    log.info("closing a link that is one too many", extra={"peer": peer})
+                    nursery.start_soon(self._host.hang_up, peer)
+                with trio.move_on_at(plan.again_at):
+                    await self._wake.wait()
+                await trio.sleep(SETTLE_SECONDS)
 
-    async def _keep_bootstrap(self, addr: str) -> None:
-        failures = 0
-        while True:
-            try:
-                peer = await self._host.dial(addr)
-            except P2PNodeError as error:
-                failures += 1
-                if self.bootstrap_errors.get(addr) != error.detail:
-                    log.warning("bootstrap peer not reached, trying on", extra={"addr": addr, "reason": error.detail})
-                self.bootstrap_errors[addr] = error.detail
-                await trio.sleep(self._backoff(failures))
-                continue
-            if self.bootstrap_errors.pop(addr, None) is not None:
-                log.info("bootstrap peer reached", extra={"addr": addr})
-            since = trio.current_time()
-            await self._until_closed(peer)
-            # A link that does not hold is a failure, or a peer that hangs up at once is dialled without pause.
-            failures = 1 if trio.current_time() - since >= STEADY_SECONDS else failures + 1
-            self.bootstrap_errors[addr] = "the connection was lost"
-            await trio.sleep(self._backoff(failures))
+    def _views(self, now: float) -> dict[PeerId, LinkView]:
+        meshes = self._meshes()
+        return {
+            peer: LinkView(link.direction == "outbound", self._since.get(peer, now), meshes.get(peer, 0))
+            for peer, link in self._host.links().items()
+        }
 
-    async def _until_closed(self, peer: PeerId) -> None:
-        if peer in self._host.links():
-            await self._closed.setdefault(peer, trio.Event()).wait()
-
-    def _backoff(self, failures: int) -> float:
-        longest = min(FIRST_BACKOFF_SECONDS * 2 ** min(failures, 20), self._settings.backoff_max_seconds)
-        return float(longest * self._rng.uniform(0.5, 1.0))
-
-    async def _keep_links(self, nursery: trio.Nursery) -> None:
-        while True:
-            self._wake = trio.Event()
-            while self._hints and self._room() > 0:
-                peer, addrs = self._hints.popitem()
-                if peer not in self._dialling and peer not in self._host.links():
-                    self._dialling.add(peer)
-                    nursery.start_soon(self._dial_hint, peer, addrs)
-            for peer in self._wanted():
-                self._dialling.add(peer)
-                nursery.start_soon(self._dial_member, peer)
-            with trio.move_on_after(WAKE_SECONDS):
-                await self._wake.wait()
-
-    def _room(self) -> int:
-        """Dials that may start now."""
-        links = len(self._host.links())
-        return min(CONCURRENT_DIALS, self._settings.max_links - links) - len(self._dialling)
-
-    async def _dial_hint(self, peer: PeerId, addrs: Sequence[str]) -> None:
+    async def _dial(self, target: Target) -> None:
+        answered: PeerId | None = None
         try:
-            await self._try_addrs(peer, addrs)
+            with trio.move_on_after(TARGET_SECONDS):
+                answered = await self._dial_one_of(target)
+            if answered is None and target.peer in self._host.links():
+                answered = target.peer  # it dialled us meanwhile
         finally:
-            self._dialling.discard(peer)
+            self._planner.ended(target, reached=answered is not None, now=trio.current_time(), answered=answered)
+            if answered is not None and self._bootstrap_errors.pop(target.addrs[0], None) is not None:
+                log.info("bootstrap peer reached", extra={"addr": target.addrs[0]})
             self.wake()
 
-    def _wanted(self) -> list[PeerId]:
-        """Members to dial now: suspects first, for they may be back; then at random; one of the dead at a time."""
+    async def _dial_one_of(self, target: Target) -> PeerId | None:
+        """Who answered at the first address where anybody did."""
+        for addr in target.addrs:
+            whole = addr if target.why is Why.BOOTSTRAP or target.peer is None else f"{addr}/p2p/{target.peer}"
+            try:
+                return await self._host.dial(whole)
+            except P2PNodeError as error:
+                self._failed(target, addr, error.detail.removeprefix(f"{addr}: "))
+        return None
+
+    def _failed(self, target: Target, addr: str, reason: str) -> None:
+        if target.why is not Why.BOOTSTRAP:
+            log.debug("not reached", extra={"peer": target.peer, "addr": addr, "reason": reason})
+            return
+        if self._bootstrap_errors.get(addr) != reason:
+            log.warning("bootstrap peer not reached, trying on", extra={"addr": addr, "reason": reason})
+        self._bootstrap_errors[addr] = reason
+
+    async def _save_now_and_then(self) -> None:
+        saved: Mapping[PeerId, tuple[str, ...]] = {}
+        while True:
+            await trio.sleep(SAVE_SECONDS if saved else SAVE_SECONDS / 10)
+            present = self._to_save()
+            if present and present != saved:
+                try:
+                    await self._known.save(present)
+                    saved = present
+                except EnvironmentFault as error:
+                    log.warning("the known peers could not be saved", extra={"reason": error.detail})
+                    await trio.sleep(SAVE_SECONDS)
+
+    def _to_save(self) -> dict[PeerId, tuple[str, ...]]:
+        """Live members with addresses, linked ones first."""
         links = self._host.links()
-        now = trio.current_time()
-        ready = [
-            member
-            for peer, member in self._members.table.all().items()
-            if peer not in links
-            and peer not in self._dialling
-            and peer != self._host.peer_id
-            and member.record.addrs
-            and member.state is not MemberState.LEFT
-            and self._attempts.get(peer, (0, 0.0))[1] <= now
+        alive = [
+            member.record
+            for peer, member in self._members.all().items()
+            if member.state is MemberState.ALIVE and member.record.addrs and peer != self._host.peer_id
         ]
-        suspects = [m.record.peer_id for m in ready if m.state is MemberState.SUSPECT]
-        others = [m.record.peer_id for m in ready if m.state is MemberState.ALIVE]
-        dead = [m.record.peer_id for m in ready if m.state is MemberState.DEAD]
-        if any(m and m.state is MemberState.DEAD for m in map(self._members.table.get, self._dialling)):
-            dead = []
-        own = sum(1 for peer, link in links.items() if link.direction == "outbound" and peer not in self.bootstrap_ids)
-        missing = max(self._settings.target_links - len(links), OWN_DIALS_WANTED - own) - len(self._dialling)
-        wanted = self._rng.sample(others, min(len(others), max(missing, 0)))
-        return (suspects + wanted + self._rng.sample(dead, min(len(dead), 1)))[: max(self._room(), 0)]
-
-    async def _dial_member(self, peer: PeerId) -> None:
-        try:
-            member = self._members.table.get(peer)
-            reached = member is not None and await self._try_addrs(peer, member.record.addrs)
-            reached = reached or peer in self._host.links()  # it dialled us meanwhile
-            failures = 0 if reached else self._attempts.get(peer, (0, 0.0))[0] + 1
-            self._attempts[peer] = (failures, trio.current_time() + (self._backoff(failures) if failures else 0.0))
-            if failures >= 2:
-                self._members.mark_unreachable(peer, gone=True)
-        finally:
-            self._dialling.discard(peer)
-            self.wake()
-
-    async def _try_addrs(self, peer: PeerId, addrs: Sequence[str]) -> bool:
-        for addr in addrs:
-            try:
-                await self._host.dial(f"{addr}/p2p/{peer}")
-            except P2PNodeError as error:
-                log.debug("member not reached", extra={"peer": peer, "addr": addr, "reason": error.detail})
-            else:
-                return True
-        return False
+        alive.sort(key=lambda record: (record.peer_id not in links, record.peer_id))
+        return {record.peer_id: record.addrs for record in alive[:SAVED_PEERS]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from p2pnode.core.member import Member
+from p2pnode.core.membership.record import Member
 from p2pnode.core.message import format_message_id
 from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.node.history import Kept
@@ -46,13 +46,22 @@ def message_document(kept: Kept, origin_name: str | None) -> JsonObject:
 
 
 def member_document(
-    member: Member, link: Link | None, *, is_self: bool, rtt_ms: float | None, mesh: list[str], score: float | None
+    member: Member,
+    link: Link | None,
+    *,
+    is_self: bool,
+    same_name: bool,
+    rtt_ms: float | None,
+    mesh: list[str],
+    score: float | None,
+    now_ns: int,
 ) -> JsonObject:
-    """One member. What is not known is null, never a made-up zero."""
+    """One member, at wall time `now_ns`. What is not known is null, never a made-up zero."""
     record = member.record
     return {
         "peer_id": record.peer_id,
         "name": record.name,
+        "same_name": same_name,
         "role": record.role,
         "state": member.state.value,
         "status": record.status,
@@ -72,7 +81,7 @@ def member_document(
         "version": record.version or None,
         "source": member.source,
         "first_seen": format_time(member.first_seen_ns),
-        "last_seen": format_time(member.last_seen_ns),
+        "last_seen": format_time(now_ns if is_self or link is not None else member.last_seen_ns),
         "incarnation": record.incarnation,
     }
 
@@ -82,6 +91,7 @@ def stranger_document(link: Link, *, rtt_ms: float | None, mesh: list[str], scor
     return {
         "peer_id": link.peer,
         "name": None,
+        "same_name": False,
         "role": None,
         "state": "alive",
         "status": None,

@@ -35,16 +35,16 @@ def host_metrics(host: Host) -> Mapping[str, float]:
 def member_metrics(members: Members) -> Mapping[str, float]:
     """Members by state, and records refused by reason."""
     states: dict[str, int] = {}
-    for member in members.table.all().values():
+    for member in members.all().values():
         states[member.state.value] = states.get(member.state.value, 0) + 1
-    refused = {**members.refused, "full": members.table.refused}
     return dict(
         [
             *(series("p2pnode_members", count, state=state) for state, count in states.items()),
             *(
                 series("p2pnode_member_records_refused_total", count, reason=reason)
-                for reason, count in refused.items()
+                for reason, count in members.refused.items()
             ),
+            *(series("p2pnode_member_changes_total", count, to=state) for state, count in members.counted.items()),
         ]
     )
 

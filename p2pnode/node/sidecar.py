@@ -12,7 +12,8 @@ from random import Random
 
 import trio
 
-from p2pnode.core.member import MemberRecord
+from p2pnode.core.links import LinkSettings
+from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import (
     MessageId,
     SignedMessage,
@@ -20,17 +21,18 @@ from p2pnode.core.message import (
     format_message_id,
 )
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
-from p2pnode.node.dialer import Dialer, DialSettings
+from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.node.dialer import Dialer
 from p2pnode.node.documents import member_document, peer_order, stranger_document
 from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members, Tools
+from p2pnode.node.meshes import Meshes
 from p2pnode.node.metrics import gossip_metrics, history_metrics, host_metrics, member_metrics
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
 from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
-from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, Link, Published, SeqnoStore
+from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, KnownPeers, Link, Published, SeqnoStore
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
 from p2pnode.wire.payload import format_time
 from p2pnode.wire.peerrecord import read_peer_record
@@ -38,8 +40,10 @@ from p2pnode.wire.pubsub import seal_message
 
 log = logging.getLogger(__name__)
 
-PING_SECONDS = 30.0
 FLUSH_SECONDS = 2.0
+PROBE_SECONDS = 5.0
+TWIN_SECONDS = 5.0
+"""How long a twin that must stop tries to tell: its neighbour may have just closed its link as one too many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class NodeSettings:
     Args:
         record: who we are: the member record without incarnation, addresses and signature.
         topics: subscribed from the start.
-        dial: bootstraps and how many links to keep.
+        bootstrap: multiaddrs to join by.
+        links: how many to keep.
         publish_per_second: own messages admitted on average.
         publish_burst: own messages admitted at once.
         keep_count: messages kept per topic.
@@ -57,7 +62,8 @@ class NodeSettings:
 
     record: MemberRecord
     topics: Sequence[str]
-    dial: DialSettings
+    bootstrap: Sequence[str]
+    links: LinkSettings
     publish_per_second: float
     publish_burst: int
     keep_count: int
@@ -79,6 +85,21 @@ class Keys:
     verify_record: RecordVerify
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What outlives a run, injected.
+
+    Args:
+        seqnos: used sequence numbers.
+        incarnations: used incarnations of our own record.
+        known: peers that were there.
+    """
+
+    seqnos: SeqnoStore
+    incarnations: SeqnoStore
+    known: KnownPeers
+
+
 class Node:
     """`ports.Sidecar`, `ports.HostEvents` and `ports.GossipEvents` of one process.
 
@@ -90,7 +111,7 @@ class Node:
         settings: NodeSettings,
         keys: Keys,
         host: Host,
-        seqnos: SeqnoStore,
+        stores: Stores,
         *,
         wall_ns: Callable[[], int],
         rng: Random,
@@ -102,19 +123,28 @@ class Node:
         self._wall_ns = wall_ns
         self._api_addresses = api_addresses
         self._history = History(settings.keep_count, settings.keep_bytes)
-        self._seqnos = SeqnoSource(seqnos, wall_ns)
+        self._seqnos = SeqnoSource(stores.seqnos, wall_ns)
         self._record_turn = trio.StrictFIFOLock()
         own = dataclasses.replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
         self.members = Members(
-            host, Tools(keys.sign, keys.verify_record, wall_ns, rng), own, self._publish_record, self._members_changed
+            host,
+            Tools(keys.sign, keys.verify_record, wall_ns, rng, stores.incarnations),
+            own,
+            self._publish_record,
+            self._members_changed,
+            self._meet_twin,
         )
         self._inbound = Inbound(self._history, self.members, wall_ns)
-        self._dialer = Dialer(host, self.members, settings.dial, rng)
+        self._dialer = Dialer(
+            host, self.members, settings.links, settings.bootstrap, self._mesh_counts, stores.known, rng
+        )
+        self._meshes = Meshes(host, self._mesh_by_topic, self.members.all)
+        self.twin: MemberRecord | None = None
+        self.twin_met = trio.Event()
+        self._twin_seen = trio.Event()
         self._gossip: Gossip | None = None
         self._publisher: Publisher | None = None
         self._stopping = trio.Event()
-        self._link_is_new = trio.Event()
-        self._rtt_ms: dict[PeerId, float] = {}
         self._followers = 0
         self._reader = Reader(self._history, self._name_of, self._stopping)
 
@@ -149,7 +179,7 @@ class Node:
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
             nursery.start_soon(self.gossip.run)
-            nursery.start_soon(self._measure_round_trips)
+            nursery.start_soon(self._answer_twin)
 
     async def drain(self) -> None:
         """Take no more, say goodbye, let what is queued go out: at most two seconds."""
@@ -157,9 +187,8 @@ class Node:
         if self._publisher is not None:
             self._publisher.draining = True
         with trio.move_on_after(FLUSH_SECONDS):
-            self.members.say_goodbye()
             try:
-                await self._publish_record(self.members.own.signed)
+                await self._publish_record(self.members.goodbye())
             except EnvironmentFault as error:  # nobody there to say goodbye to, or a full disk
                 log.debug("left without a goodbye", extra={"reason": error.detail})
             if self._gossip is not None:
@@ -171,12 +200,14 @@ class Node:
 
     def link_opened(self, link: Link) -> None:
         self.members.link_opened(link)
-        self._link_is_new.set()
-        self._dialer.wake()
+        self._dialer.link_opened(link)
 
-    def link_closed(self, peer: PeerId) -> None:
-        self._rtt_ms.pop(peer, None)
-        self._dialer.link_closed(peer)
+    def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
+        self._dialer.link_closed(peer, by_intent=by_intent)
+        self.members.link_closed(peer, by_intent=by_intent)
+
+    def link_silent(self, peer: PeerId) -> None:
+        self.members.link_silent(peer)
 
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return self._inbound.judge(message, source)
@@ -192,7 +223,7 @@ class Node:
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         """Dial whom the router wants, at the addresses that the peer itself signed."""
         if record is None:
-            member = self.members.table.get(peer)
+            member = self.members.get(peer)
             self._dialer.hint(peer, member.record.addrs if member else ())
             return
         try:
@@ -208,7 +239,7 @@ class Node:
     def _members_changed(self) -> None:
         self._dialer.wake()
         if self._gossip is not None:
-            self._gossip.fleet_size(len(self.members.table.alive()))
+            self._gossip.fleet_size(len(self.members.alive()))
 
     async def _publish_record(self, signed: bytes) -> None:
         async with self._record_turn:
@@ -222,37 +253,52 @@ class Node:
             )
             await self.gossip.publish(message)
 
-    async def _measure_round_trips(self) -> None:
-        """Ping every new link at once, and all of them now and then."""
-        due: set[PeerId] = set()
-        while True:
-            self._link_is_new = trio.Event()
-            for peer in tuple(self._host.links()):
-                if peer in due or peer not in self._rtt_ms:
-                    await self._measure(peer)
-            due.clear()
-            with trio.move_on_after(PING_SECONDS) as round_trip:
-                await self._link_is_new.wait()
-            if round_trip.cancelled_caught:
-                due.update(self._host.links())
+    def _meet_twin(self, record: MemberRecord) -> None:
+        self.twin = record
+        self._twin_seen.set()
 
-    async def _measure(self, peer: PeerId) -> None:
-        try:
-            round_trip = await self._host.ping(peer)
-            if peer in self._host.links():
-                self._rtt_ms[peer] = round_trip * 1000
-                self.members.table.heard_from(peer, self._wall_ns())
-        except Unavailable as error:
-            log.debug("ping failed", extra={"peer": peer, "reason": error.detail})
+    async def _answer_twin(self) -> None:
+        """Before this one stops: by the answer to its record alone the older one learns that it has a twin."""
+        await self._twin_seen.wait()
+        assert self.twin is not None
+        with trio.move_on_after(TWIN_SECONDS):
+            while True:
+                await trio.sleep(0.1)
+                has_answered = self.members.own.incarnation > self.twin.incarnation
+                if has_answered and await self.members.tell_somebody():
+                    break
+        self.twin_met.set()
+
+    def _mesh_counts(self) -> Mapping[PeerId, int]:
+        """In how many of our meshes each peer is."""
+        gossip = self._gossip
+        return Counter(peer for topic in gossip.topics() for peer in gossip.mesh(topic)) if gossip is not None else {}
+
+    def _mesh_by_topic(self) -> Mapping[str, frozenset[PeerId]]:
+        gossip = self.gossip
+        return {topic: gossip.mesh(topic) for topic in gossip.topics()}
+
+    def _rtt_ms(self, peer: PeerId) -> float | None:
+        seconds = self._host.round_trip(peer)
+        return None if seconds is None else seconds * 1000
 
     # -- ports.Sidecar -----------------------------------------------------------------
 
     def node(self) -> JsonObject:
         own = self.members.own
-        member = self.members.table.all()[own.peer_id]
+        member = self.members.all()[own.peer_id]
         health = self.health()
         return {
-            **member_document(member, None, is_self=True, rtt_ms=None, mesh=self._mesh_of(None), score=None),
+            **member_document(
+                member,
+                None,
+                is_self=True,
+                same_name=self.members.machine.shares_name(own.peer_id),
+                rtt_ms=None,
+                mesh=self._mesh_of(None),
+                score=None,
+                now_ns=self._wall_ns(),
+            ),
             "multiaddrs": list(self._host.addrs()),
             "api": list(self._api_addresses()),
             "health": {"status": health.readiness, "reasons": list(health.reasons)},
@@ -273,18 +319,18 @@ class Node:
                 member,
                 links.get(peer),
                 is_self=peer == own,
-                rtt_ms=self._rtt_ms.get(peer),
+                same_name=self.members.machine.shares_name(peer),
+                rtt_ms=self._rtt_ms(peer),
                 mesh=self._mesh_of(None if peer == own else peer),
                 score=None if peer == own else self.gossip.score(peer),
+                now_ns=self._wall_ns(),
             )
-            for peer, member in self.members.table.all().items()
+            for peer, member in self.members.all().items()
         ]
         documents += [
-            stranger_document(
-                link, rtt_ms=self._rtt_ms.get(peer), mesh=self._mesh_of(peer), score=self.gossip.score(peer)
-            )
+            stranger_document(link, rtt_ms=self._rtt_ms(peer), mesh=self._mesh_of(peer), score=self.gossip.score(peer))
             for peer, link in links.items()
-            if self.members.table.get(peer) is None
+            if self.members.get(peer) is None
         ]
         return sorted(documents, key=peer_order)
 
@@ -354,9 +400,30 @@ class Node:
             self._followers -= 1
             await stream.aclose()
 
+    async def mesh(self) -> JsonObject:
+        return await self._meshes.document()
+
+    async def ping(self, peer: str) -> JsonObject:
+        """One round trip over a link, or by a handshake at the addresses of a member without one."""
+        known = PeerId(peer)
+        member = self.members.get(known)
+        linked = known in self._host.links()
+        if (member is None and not linked) or known == self._host.peer_id:
+            raise InvalidRequest(f"{peer} is nobody this node can ping", hint="`p2pnode peers` lists who is there")
+        if linked:
+            seconds = await self._host.ping(known)
+        else:
+            started = trio.current_time()
+            addrs = member.record.addrs if member is not None else ()
+            if not await self._host.probe(known, addrs, PROBE_SECONDS):
+                raise Unavailable(f"{peer} does not answer at {', '.join(addrs) or 'any address'}", reason="probe")
+            seconds = trio.current_time() - started
+        name = member.record.name if member is not None else None
+        return {"peer_id": peer, "name": name, "rtt_ms": round(seconds * 1000, 3), "linked": linked}
+
     def bootstrap_peers(self) -> list[str]:
         addrs = list(self._host.addrs())
-        for member in sorted(self.members.table.alive(), key=lambda member: member.record.peer_id):
+        for member in sorted(self.members.alive(), key=lambda member: member.record.peer_id):
             if member.record.peer_id != self._host.peer_id:
                 addrs += [f"{addr}/p2p/{member.record.peer_id}" for addr in member.record.addrs]
         return addrs
@@ -373,8 +440,8 @@ class Node:
         return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
 
     def _name_of(self, peer: PeerId) -> str | None:
-        member = self.members.table.get(peer)
+        member = self.members.get(peer)
         return member.record.name if member else None
 
     def _states(self) -> Counter[str]:
-        return Counter(member.state.value for member in self.members.table.all().values())
+        return Counter(member.state.value for member in self.members.all().values())

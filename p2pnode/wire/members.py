@@ -1,12 +1,13 @@
-"""Member records on the wire: bounded, total decoding, and the bytes that are signed."""
+"""Member records and accusations on the wire: bounded, total decoding, and the bytes that are signed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from p2pnode.core.member import MAX_MEMBERS, MemberRecord
+from p2pnode.core.membership.record import Accusation, MemberRecord
 from p2pnode.core.peerid import is_peer_id, peer_id_bytes, peer_id_text
 from p2pnode.errors import InvalidMessage
 from p2pnode.wire.pb.p2pnode.v1 import member_pb2
@@ -15,7 +16,19 @@ MEMBERS_PROTOCOL = "/p2pnode/members/1.0.0"
 MEMBERS_TOPIC = "p2pnode.members"
 SIGNING_PREFIX = b"p2pnode-member-record:"
 MAX_RECORD_BYTES = 4096
-MAX_EXCHANGE_BYTES = 4 * 1024 * 1024
+PROBE_PROTOCOL = "/p2pnode/probe/1.0.0"
+"""Asked with a peer id in bytes; answered by one byte: 1 when the helper reached that member, else 0."""
+
+ACCUSATION_PREFIX = b"p2pnode-accusation:"
+MAX_ACCUSATION_BYTES = 512
+MAX_NEWS_BYTES = 128 * 1024
+"""Of one gossip message; what does not fit waits for the next."""
+
+MAX_EXCHANGE_BYTES = 1024 * 1024
+MAX_IN_NEWS = 8192
+"""Records, and accusations, of one news: each has some 150 bytes or more, so that no more fit an exchange."""
+
+MAX_WANT = 16_384
 MAX_ADDRS = 16
 MAX_CAPABILITIES = 64
 MAX_TEXT = 256
@@ -73,34 +86,155 @@ def read_record(
     return record
 
 
-def encode_exchange(digest: bytes, records: Iterable[bytes] = ()) -> bytes:
-    """A MemberExchange of a digest and serialized SignedRecords, as far as they fit."""
-    exchange = member_pb2.MemberExchange(digest=digest)
-    size = 64
-    for encoded in records:
-        size += len(encoded) + 4
-        if size > MAX_EXCHANGE_BYTES:
-            break
-        exchange.records.append(member_pb2.SignedRecord.FromString(encoded))
-    return exchange.SerializeToString()
+def sign_accusation(accusation: Accusation, sign: Callable[[bytes], bytes], key: bytes = b"") -> bytes:
+    """The serialized SignedAccusation of an own accusation."""
+    body = member_pb2.Accusation(
+        accuser=peer_id_bytes(accusation.accuser),
+        accused=peer_id_bytes(accusation.accused),
+        incarnation=accusation.incarnation,
+        at_ns=accusation.at_ns,
+    ).SerializeToString(deterministic=True)
+    signed = member_pb2.SignedAccusation(accusation=body, signature=sign(ACCUSATION_PREFIX + body), key=key)
+    return signed.SerializeToString(deterministic=True)
 
 
-def decode_exchange(body: bytes) -> tuple[bytes, list[bytes]]:
-    """Digest and serialized SignedRecords of a MemberExchange, not yet verified.
+def read_accusation(
+    encoded: bytes, verify: RecordVerify, wanted: Callable[[Accusation], bool] = lambda accusation: True
+) -> Accusation | None:
+    """Take a SignedAccusation apart and check the accuser's signature.
+
+    Args:
+        wanted: asked before the signature, which costs most: False ends it with None.
 
     Raises:
-        InvalidMessage: reasons `oversize`, `protobuf`.
+        InvalidMessage: reasons `oversize`, `protobuf`, `accusation`, `signature`.
+    """
+    if len(encoded) > MAX_ACCUSATION_BYTES:
+        raise InvalidMessage("oversize", f"an accusation of {len(encoded)} bytes is over {MAX_ACCUSATION_BYTES}")
+    signed, body = member_pb2.SignedAccusation(), member_pb2.Accusation()
+    try:
+        signed.ParseFromString(encoded)
+        body.ParseFromString(signed.accusation)
+    except DecodeError as error:
+        raise InvalidMessage("protobuf", f"no accusation: {error}") from error
+    if not is_peer_id(body.accuser) or not is_peer_id(body.accused):
+        raise InvalidMessage("accusation", "an accusation without the peer ids of both")
+    accusation = Accusation(
+        peer_id_text(body.accuser), peer_id_text(body.accused), body.incarnation, body.at_ns, encoded
+    )
+    if not wanted(accusation):
+        return None
+    if not verify(body.accuser, signed.key, ACCUSATION_PREFIX + signed.accusation, signed.signature):
+        raise InvalidMessage("signature", f"the accusation by {accusation.accuser} is not signed by it")
+    return accusation
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedNews:
+    """Serialized SignedRecords and SignedAccusations, not yet verified."""
+
+    records: tuple[bytes, ...] = ()
+    accusations: tuple[bytes, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.accusations)
+
+
+def batches(news: EncodedNews, limit_bytes: int = MAX_NEWS_BYTES) -> list[EncodedNews]:
+    """The same in parts that encode to at most `limit_bytes` each, records before the accusations about them."""
+    out: list[EncodedNews] = []
+    records: list[bytes] = []
+    accusations: list[bytes] = []
+    size = 0
+    for taken, encoded in [*((records, each) for each in news.records), *((accusations, e) for e in news.accusations)]:
+        if size + len(encoded) + 8 > limit_bytes and size:
+            out.append(EncodedNews(tuple(records), tuple(accusations)))
+            records.clear()
+            accusations.clear()
+            size = 0
+        taken.append(encoded)
+        size += len(encoded) + 8
+    if size:
+        out.append(EncodedNews(tuple(records), tuple(accusations)))
+    return out
+
+
+def encode_news(news: EncodedNews) -> bytes:
+    """A MemberNews."""
+    return _news(news).SerializeToString()
+
+
+def decode_news(body: bytes) -> EncodedNews:
+    """A MemberNews of a gossip message.
+
+    Raises:
+        InvalidMessage: reasons `oversize`, `protobuf`, `empty`.
+    """
+    if len(body) > MAX_NEWS_BYTES + 1024:
+        raise InvalidMessage("oversize", f"member news of {len(body)} bytes")
+    message = member_pb2.MemberNews()
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        raise InvalidMessage("protobuf", f"no member news: {error}") from error
+    news = _encoded(message)
+    if not news:
+        raise InvalidMessage("empty", "member news without records and accusations")
+    return news
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A request or an answer of the member exchange.
+
+    Args:
+        ranges: of what the sender holds, as `wire.reconcile` encodes them; empty when there is nothing more to compare.
+        news: what the other side was seen to lack.
+        want: peer ids of records that the sender lacks.
+    """
+
+    ranges: bytes = b""
+    news: EncodedNews = EncodedNews()
+    want: tuple[bytes, ...] = ()
+
+
+def encode_exchange(exchange: Exchange) -> bytes:
+    message = member_pb2.MemberExchange(ranges=exchange.ranges, news=_news(exchange.news), want=exchange.want)
+    return message.SerializeToString()
+
+
+def decode_exchange(body: bytes) -> Exchange:
+    """A MemberExchange; its records are not yet verified.
+
+    Raises:
+        InvalidMessage: reasons `oversize` (bytes, records or accusations), `protobuf`, `want`.
     """
     if len(body) > MAX_EXCHANGE_BYTES:
         raise InvalidMessage("oversize", f"a member exchange of {len(body)} bytes")
-    exchange = member_pb2.MemberExchange()
+    message = member_pb2.MemberExchange()
     try:
-        exchange.ParseFromString(body)
+        message.ParseFromString(body)
     except DecodeError as error:
         raise InvalidMessage("protobuf", f"no member exchange: {error}") from error
-    if len(exchange.records) > MAX_MEMBERS:
-        raise InvalidMessage("oversize", f"{len(exchange.records)} records in one member exchange")
-    return exchange.digest, [record.SerializeToString(deterministic=True) for record in exchange.records]
+    if len(message.want) > MAX_WANT or not all(map(is_peer_id, message.want)):
+        raise InvalidMessage("want", "a member exchange wants what are no peer ids, or too many")
+    return Exchange(message.ranges, _encoded(message.news), tuple(message.want))
+
+
+def _news(news: EncodedNews) -> member_pb2.MemberNews:
+    return member_pb2.MemberNews(
+        records=[member_pb2.SignedRecord.FromString(each) for each in news.records],
+        accusations=[member_pb2.SignedAccusation.FromString(each) for each in news.accusations],
+    )
+
+
+def _encoded(message: member_pb2.MemberNews) -> EncodedNews:
+    if max(len(message.records), len(message.accusations)) > MAX_IN_NEWS:
+        raise InvalidMessage("oversize", f"member news of more than {MAX_IN_NEWS} records or accusations")
+    return EncodedNews(
+        tuple(each.SerializeToString(deterministic=True) for each in message.records),
+        tuple(each.SerializeToString(deterministic=True) for each in message.accusations),
+    )
 
 
 def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:

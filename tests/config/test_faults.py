@@ -108,7 +108,13 @@ def test_variables_of_others_are_left_alone(load: Load) -> None:
         ("", {"api": ("tcp:localhost:9000",)}, "api.listen (flag --api)", "taken by network.listen"),
         ("", {"api": ("unix:/x", "unix:/x")}, "api.listen (flag --api)", "listed twice"),
         ("[network]\nmax_links = 5", {}, "network.target_links (default)", "more than network.max_links (5)"),
-        ("[gossip]\ndegree = 33", {}, "gossip.degree (file FILE)", "network.max_links is 32"),
+        ("[gossip]\ndegree = 17", {}, "gossip.degree (file FILE)", "network.max_links is 16"),
+        (
+            f'[network]\nkey = "{"0b" * 32}"\nkey_file = "/k"',
+            {},
+            "network.key (file FILE)",
+            "both are set; keep one of them",
+        ),
     ],
 )
 def test_contradictions_are_refused(
@@ -243,6 +249,12 @@ def test_an_api_address_that_cannot_be_read_is_refused(faults: Faults, addr: str
         ("agent.cluster_id", '"a.b"'),
         ("agent.id", "2024-01-01"),
         ("agent.model", "{ name = 1 }"),
+        ("trust.orchestrators", '["12D3KooWBAD"]'),
+        ("trust.orchestrators", '["dashboard"]'),
+        ("trust.bridges", f'["{PEER} "]'),
+        ("trust.bridges", '[""]'),
+        ("trust.bridges", f'"{PEER}"'),
+        ("network.key_file", '"\\u0000"'),
     ],
 )
 def test_a_value_out_of_its_range_or_type_is_refused(faults: Faults, key: str, value: str) -> None:

@@ -22,6 +22,7 @@ ENV = {"P2PNODE_LOG_LEVEL": "error", "P2PNODE_NETWORK_LISTEN": "/ip4/10.0.0.2/tc
 FLAG = {"log_level": "debug", "listen": ("/ip4/10.0.0.4/tcp/4",)}
 
 PEER = "12D3KooWEZXjE41uU4EL2gpkAQeDXYok6wghN7wwNVPF5bwkaNfS"
+OTHER = "12D3KooWSoC9Jm8FQ8bxFFVQHgZZ7x5vyVbDHyTxFeGCGKXc1Wvo"
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,10 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_NETWORK_TARGET_LINKS": "3",
         "P2PNODE_NETWORK_MAX_LINKS": "12",
         "P2PNODE_NETWORK_DIAL_BACKOFF_MAX_SECONDS": "2.5",
+        "P2PNODE_NETWORK_KEY": "0b" * 32,
+        "P2PNODE_NETWORK_KEY_FILE": "",
+        "P2PNODE_TRUST_ORCHESTRATORS": f"{PEER},{OTHER}",
+        "P2PNODE_TRUST_BRIDGES": OTHER,
         "P2PNODE_GOSSIP_DEGREE": "4",
         "P2PNODE_TRANSPORT_STACK": "library",
         "P2PNODE_GOSSIP_HEARTBEAT_SECONDS": "0.5",
@@ -102,10 +107,19 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
     }
     assert set(given) == {key.variable for key in keys()}
     loaded = load(None, given)
-    assert loaded.sources == {key.dotted: f"env {key.variable}" for key in keys()}
+    # Key and file of a key contradict each other, so they take turns.
+    assert loaded.sources == {
+        key.dotted: "default" if key.dotted == "network.key_file" else f"env {key.variable}" for key in keys()
+    }
+    by_file = load(None, {**given, "P2PNODE_NETWORK_KEY": "", "P2PNODE_NETWORK_KEY_FILE": "/run/secrets/swarm.key"})
+    assert by_file.settings.network.key_file == Path("/run/secrets/swarm.key")
+    assert by_file.sources["network.key_file"] == "env P2PNODE_NETWORK_KEY_FILE"
     settings = loaded.settings
     assert settings.node.data_dir == Path("/var/lib/p2pnode")
     assert settings.network.dial_backoff_max_seconds == 2.5
+    assert settings.network.key == "0b" * 32
+    assert settings.trust.orchestrators == (PEER, OTHER)
+    assert settings.trust.bridges == (OTHER,)
     assert settings.api.listen == ("unix:/run/a.sock", "tcp:[::1]:8090")
     assert settings.api.token_file == Path("/run/secrets/token")
     assert settings.api.allowed_hosts == ("node-7",)

@@ -28,6 +28,10 @@ class Cable:
         """From now on packets vanish, in both directions; no interface goes down, and nobody is told."""
         self._forward("0")
 
+    def mend(self) -> None:
+        """Packets go through again."""
+        self._forward("1")
+
     def _forward(self, value: str) -> None:
         _run(*self.router, "sh", "-c", f"echo {value} > {_FORWARDING}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -22,9 +21,7 @@ def is_linked_to(node: Node, peers: set[str]) -> bool:
     return any(peer["peer_id"] in peers and peer["direction"] for peer in node.get("/api/v1/peers"))
 
 
-@pytest.mark.skipif(
-    not os.environ.get("CI") and not can_open_cables(), reason="needs ip, and network namespaces of one's own"
-)
+@pytest.mark.skipif(not can_open_cables(), reason="needs ip, and network namespaces of one's own")
 def test_a_dead_link_is_noticed_on_both_sides_and_both_stacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

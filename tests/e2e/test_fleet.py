@@ -69,6 +69,35 @@ def test_no_node_depends_on_the_bootstrap_alone(fleet: Fleet) -> None:
         wait_until(f"{node.name} has four links", partial(has_links, node, 4))
 
 
+def test_mesh_tells_of_every_node_and_draws_each_edge_once(fleet: Fleet) -> None:
+    env = environment(fleet.directory / "run", P2PNODE_API=fleet.nodes[5].api)
+    ids = {entry.document["peer_id"] for entry in fleet.nodes}
+
+    def told_and_drawn() -> bool | None:
+        """Meshes change at every heartbeat, so the two calls may see different ones."""
+        document = json.loads(command("mesh", "-o", "json", env=env).stdout)
+        drawing = command("mesh", "--topic", TOPIC, "-o", "dot", env=env).stdout.decode()
+        mesh = {node["peer_id"]: set(node["topics"][TOPIC]) for node in document["nodes"]}
+        edges = {frozenset((one, other)) for one, others in mesh.items() for other in others}
+        complete = set(mesh) == ids and not document["missing"] and all(mesh.values())
+        return (complete and drawing.count(" -- ") == len(edges)) or None
+
+    wait_until("the whole fleet is told of and drawn", told_and_drawn)
+
+
+def test_ping_reaches_members_with_and_without_a_link(fleet: Fleet) -> None:
+    asked = fleet.nodes[9]
+    env = environment(fleet.directory / "run", P2PNODE_API=asked.api)
+    links: dict[bool, list[str]] = {True: [], False: []}
+    for member in asked.get("/api/v1/peers"):
+        if not member["self"]:
+            links[member["connected"]].append(member["name"])
+    for linked in (True, False):
+        shown = command("ping", links[linked][0], "--count", "2", "-o", "json", env=env)
+        assert shown.returncode == 0, shown.stderr
+        assert json.loads(shown.stdout)["lost"] == 0
+
+
 def test_an_opportunity_published_at_whoosh_is_printed_by_sub_at_three_agents(fleet: Fleet) -> None:
     whoosh, agents = fleet.by_role("whoosh")[0], fleet.by_role("chorus")[::11]
     followers = [

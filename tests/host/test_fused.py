@@ -45,8 +45,10 @@ class Watch:
 
     def link_opened(self, link: Link) -> None: ...
 
-    def link_closed(self, peer: PeerId) -> None:
+    def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
         self.closed.append(peer)
+
+    def link_silent(self, peer: PeerId) -> None: ...
 
 
 class Pair:

@@ -10,13 +10,14 @@ from random import Random
 
 import trio
 
-from p2pnode.core.member import MemberRecord
+from p2pnode.core.links import LinkSettings
+from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
-from p2pnode.node.dialer import DialSettings
-from p2pnode.node.sidecar import Keys, Node, NodeSettings
+from p2pnode.node.members import Members
+from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
 from p2pnode.ports import Direction, GossipEvents, HostEvents, Link
 from p2pnode.wire.pubsub import decode_message, message_verify
 
@@ -69,6 +70,25 @@ class MemorySeqnos:
         self.writes += 1
 
 
+class MemoryPeers:
+    """`ports.KnownPeers`; `broken` is a full disk."""
+
+    def __init__(self, saved: Mapping[PeerId, tuple[str, ...]] | None = None) -> None:
+        self.saved = dict(saved or {})
+        self.broken = False
+        self.writes = 0
+
+    def load(self) -> Mapping[PeerId, tuple[str, ...]]:
+        return self.saved
+
+    async def save(self, peers: Mapping[PeerId, tuple[str, ...]]) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.broken:
+            raise EnvironmentFault("cannot write peers.json: No space left on device")
+        self.saved = dict(peers)
+        self.writes += 1
+
+
 @dataclass(frozen=True)
 class Dial:
     at: float
@@ -86,14 +106,31 @@ class Request:
 
 
 class Network:
-    """Who listens where, and what happened."""
+    """Who listens where, and what happened.
+
+    Attributes:
+        down: processes that are gone.
+        apart: pairs that cannot reach each other.
+        dial_seconds, probe_seconds: what a dial and a probe take.
+    """
 
     def __init__(self) -> None:
         self.hosts: dict[str, FakeHost] = {}
         self.down: set[PeerId] = set()
+        self.apart: set[frozenset[PeerId]] = set()
         self.dial_seconds = 0.01
+        self.probe_seconds = 0.01
         self.dials: list[Dial] = []
+        self.probes: list[Dial] = []
         self.requests: list[Request] = []
+
+    def reaches(self, one: PeerId, other: PeerId) -> bool:
+        return not {one, other} & self.down and frozenset((one, other)) not in self.apart
+
+    def split(self, one: PeerId, other: PeerId) -> None:
+        """No way from one to the other any more; both see their link break."""
+        self.apart.add(frozenset((one, other)))
+        self.cut(one, other)
 
     def kill(self, peer: PeerId) -> None:
         """The process is gone: its links close, dialling it fails."""
@@ -106,10 +143,10 @@ class Network:
     def revive(self, peer: PeerId) -> None:
         self.down.discard(peer)
 
-    def cut(self, one: PeerId, other: PeerId) -> None:
-        for host in self.hosts.values():
+    def cut(self, one: PeerId, other: PeerId, *, by_intent: bool = False) -> None:
+        for host in tuple(self.hosts.values()):
             if host.peer_id in (one, other):
-                host.lose(other if host.peer_id == one else one)
+                host.lose(other if host.peer_id == one else one, by_intent=by_intent)
 
 
 class FakeHost:
@@ -147,7 +184,7 @@ class FakeHost:
             await trio.lowlevel.checkpoint()
             return PeerId(peer)
         await trio.sleep(self.network.dial_seconds)
-        if other is None or other.peer_id != peer or {peer, self._peer_id} & self.network.down:
+        if other is None or other.peer_id != peer or not self.network.reaches(self._peer_id, other.peer_id):
             raise Unavailable(f"{addr}: nobody answers", reason="dial")
         self.gain(Link(other.peer_id, "outbound", other.addr))
         other.gain(Link(self._peer_id, "inbound", self.addr))
@@ -159,13 +196,23 @@ class FakeHost:
             if self._events is not None:
                 self._events.link_opened(link)
 
-    def lose(self, peer: PeerId) -> None:
+    def lose(self, peer: PeerId, *, by_intent: bool = False) -> None:
         if self._links.pop(peer, None) is not None and self._events is not None:
-            self._events.link_closed(peer)
+            self._events.link_closed(peer, by_intent=by_intent)
 
     async def hang_up(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
-        self.network.cut(self._peer_id, peer)
+        self.network.cut(self._peer_id, peer, by_intent=True)
+
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
+        self.network.probes += [Dial(trio.current_time(), self._peer_id, f"{addr}/p2p/{peer}") for addr in addrs]
+        await trio.sleep(min(self.network.probe_seconds, patience_seconds))
+        there = [self.network.hosts[addr] for addr in addrs if addr in self.network.hosts]
+        in_time = self.network.probe_seconds < patience_seconds
+        return in_time and any(h.peer_id == peer and self.network.reaches(self._peer_id, peer) for h in there)
+
+    def round_trip(self, peer: PeerId) -> float | None:
+        return 0.002 if peer in self._links else None
 
     def _at(self, peer: PeerId) -> FakeHost:
         link = self._links.get(peer)
@@ -183,6 +230,7 @@ class FakeHost:
             raise Unavailable("the stream was reset", reason="stream")
         try:
             reply = await answer(self._peer_id, body)
+            self._at(peer)  # the link may be gone meanwhile
         except InvalidMessage as error:
             raise Unavailable("the stream was reset", reason="stream") from error
         if len(reply) > limit_bytes:
@@ -309,8 +357,14 @@ class Running:
     node: Node
     gossip: FakeGossip
     seqnos: MemorySeqnos
+    incarnations: MemorySeqnos
+    known: MemoryPeers
     wall: Wall
     scope: trio.CancelScope | None = None
+
+    @property
+    def members(self) -> Members:
+        return self.node.members
 
     @property
     def peer_id(self) -> PeerId:
@@ -338,25 +392,31 @@ class Fleet:
         topics: Sequence[str] = ("councils.forming",),
         target_links: int = 8,
         max_links: int = 32,
+        own_links: int = 3,
         publish_per_second: float = 1000.0,
         publish_burst: int = 1000,
         keep_count: int = 1000,
         keep_bytes: int = 64 * 1024 * 1024,
         identity: Identity | None = None,
         seqnos: MemorySeqnos | None = None,
+        incarnations: MemorySeqnos | None = None,
+        known: MemoryPeers | None = None,
+        wall: Wall | None = None,
         role: str = "chorus",
     ) -> Running:
+        """Make a node. With the identity and the address of one that is gone, it takes its place."""
         number = len(self.nodes) + 1
         identity = identity or Identity(number.to_bytes(32, "big"))
-        wall = Wall()
+        wall = wall or Wall()
         host = FakeHost(self.network, identity.peer_id, f"/ip4/10.0.{number // 256}.{number % 256}/tcp/9000")
-        seqnos = seqnos or MemorySeqnos()
+        seqnos, incarnations, known = seqnos or MemorySeqnos(), incarnations or MemorySeqnos(), known or MemoryPeers()
         record = MemberRecord(identity.peer_id, 0, f"node-{number:03d}", role, "online", ())
         node = Node(
             NodeSettings(
                 record=record,
                 topics=topics,
-                dial=DialSettings(tuple(bootstrap), target_links, max_links, backoff_max_seconds=30.0),
+                bootstrap=bootstrap,
+                links=LinkSettings(target=target_links, most=max_links, own=own_links),
                 publish_per_second=publish_per_second,
                 publish_burst=publish_burst,
                 keep_count=keep_count,
@@ -364,7 +424,7 @@ class Fleet:
             ),
             Keys(identity.peer_id_bytes, identity.sign, verify_record),
             host,
-            seqnos,
+            Stores(seqnos, incarnations, known),
             wall_ns=wall,
             rng=Random(self._rng.getrandbits(64)),
             api_addresses=lambda: ["unix:/run/p2pnode/api.sock"],
@@ -372,7 +432,7 @@ class Fleet:
         gossip = FakeGossip(host, self.gossips, node)
         node.attach(gossip)
         host.report_to(node)
-        running = Running(identity, host, node, gossip, seqnos, wall)
+        running = Running(identity, host, node, gossip, seqnos, incarnations, known, wall)
         self.nodes.append(running)
         return running
 
@@ -384,6 +444,19 @@ class Fleet:
     async def _run(self, running: Running, scope: trio.CancelScope) -> None:
         with scope:
             await running.node.run()
+
+    def restart(self, running: Running, *, bootstrap: Sequence[str] = (), wall: Wall | None = None) -> Running:
+        """The same node once more, with what its disk holds, at another address."""
+        self.network.hosts.pop(running.host.addr)
+        self.network.revive(running.peer_id)
+        return self.add(
+            bootstrap=bootstrap,
+            identity=running.identity,
+            seqnos=running.seqnos,
+            incarnations=running.incarnations,
+            known=running.known,
+            wall=wall,
+        )
 
     def stop(self, running: Running) -> None:
         """As kill -9: no goodbye."""

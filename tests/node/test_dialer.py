@@ -1,4 +1,4 @@
-"""Whom a node dials: bootstraps for ever, some members so that the fleet is no star, never too many."""
+"""Whom a node dials and whose link it closes: bootstraps for ever, members so that it is no star, nobody in a loop."""
 
 from __future__ import annotations
 
@@ -9,41 +9,66 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.core.member import MemberRecord, MemberState
+from p2pnode.core.links import LinkSettings
+from p2pnode.core.membership.record import MemberRecord, MemberState
+from p2pnode.core.message import Accept
 from p2pnode.core.peerid import PeerId
 from p2pnode.identity import Identity
-from p2pnode.node.dialer import OWN_DIALS_WANTED
-from p2pnode.wire.members import sign_record
-from tests.node.fakes import FakeHost, Network, Running, open_fleet, until
+from p2pnode.node.dialer import SAVED_PEERS, TARGET_SECONDS
+from p2pnode.wire.members import EncodedNews, encode_news, sign_record
+from tests.node.fakes import FakeHost, MemoryPeers, Network, Running, open_fleet, until
+from tests.node.test_members import accused, in_gossip
 
-NOBODY = Identity(b"n" * 32)
+NOBODY, ACCUSER = Identity(b"n" * 32), Identity(b"accuser!" * 4)
 NOWHERE = f"/ip4/10.7.7.7/tcp/9000/p2p/{NOBODY.peer_id}"
+LONGEST = LinkSettings().most_backoff_seconds
 
 
 def state(running: Running, peer: PeerId) -> MemberState | None:
-    known = running.node.members.table.get(peer)
-    return known.state if known else None
+    member = running.members.get(peer)
+    return member.state if member else None
 
 
 def dial_times(network: Network, addr: str) -> list[float]:
     return [dial.at for dial in network.dials if dial.addr == addr]
 
 
-def tell(running: Running, number: int, addrs: tuple[str, ...] | None = None) -> Identity:
+def hear(running: Running, *records: bytes, accusations: tuple[bytes, ...] = ()) -> None:
+    assert running.members.judge(in_gossip(encode_news(EncodedNews(records, accusations)))) == Accept()
+
+
+def tell(running: Running, number: int, addrs: tuple[str, ...] | None = None, *, left: bool = False) -> Identity:
     """Let a node know of a member that nobody runs."""
     identity = Identity(b"ghost" + number.to_bytes(27, "big"))
     record = MemberRecord(
         identity.peer_id,
-        1,
+        running.wall() // 10**6,
         f"ghost-{number}",
         "chorus",
         "online",
-        addrs or (f"/ip4/10.6.{number // 250}.{number % 250}/tcp/1",),
+        (f"/ip4/10.6.{number // 250}.{number % 250}/tcp/1",) if addrs is None else addrs,
+        left=left,
     )
-    signed = sign_record(record, identity.sign)
-    running.node.members.table.merge(dataclasses.replace(record, signed=signed), "gossip", 1)
-    running.node._dialer.wake()
+    hear(running, sign_record(record, identity.sign))
     return identity
+
+
+def tell_dead(running: Running, count: int) -> list[Identity]:
+    """Let it know of members that died long ago."""
+    hear(running, sign_record(MemberRecord(ACCUSER.peer_id, 1, "a", "chorus", "online", ()), ACCUSER.sign))
+    at_ns = running.wall() - 60 * 10**9
+    ghosts = []
+    for number in range(count):
+        identity = Identity(b"ghost" + number.to_bytes(27, "big"))
+        record = MemberRecord(identity.peer_id, 1, "g", "chorus", "online", (f"/ip4/10.6.0.{number}/tcp/1",))
+        hear(
+            running,
+            sign_record(record, identity.sign),
+            accusations=(accused(ACCUSER, identity, 1, at_ns),),
+        )
+        assert state(running, identity.peer_id) is MemberState.DEAD
+        ghosts.append(identity)
+    return ghosts
 
 
 async def test_a_bootstrap_that_is_down_is_dialled_for_ever_with_growing_jittered_pauses(
@@ -56,10 +81,10 @@ async def test_a_bootstrap_that_is_down_is_dialled_for_ever_with_growing_jittere
         times = dial_times(fleet.network, NOWHERE)
         pauses = [after - before - fleet.network.dial_seconds for before, after in pairwise(times)]
         for number, pause in enumerate(pauses):
-            longest = min(0.25 * 2 ** (number + 1), 30.0)
+            longest = min(0.25 * 2**number, LONGEST)
             assert longest / 2 <= pause + 1e-6
-            assert pause <= longest + 1e-6
-        assert 3600 / 30 <= len(times) <= 3600 / 15 + 10
+            assert pause <= longest + 0.1
+        assert 3600 / (LONGEST + 0.1) <= len(times) <= 3600 / (LONGEST / 2) + 10
         assert len({round(pause, 3) for pause in pauses[-20:]}) > 10, "the jitter is there"
 
 
@@ -85,10 +110,10 @@ async def test_a_bootstrap_that_comes_back_is_redialled(autojump_clock: MockCloc
         await trio.sleep(away)
         assert node.node.health().readiness == "not-ready"
         fleet.network.revive(first.peer_id)
-        await until(lambda: first.peer_id in node.host.links(), seconds=45)
+        await until(lambda: first.peer_id in node.host.links(), seconds=LONGEST + 5)
 
 
-async def test_a_bootstrap_that_hangs_up_at_once_is_dialled_ever_more_slowly(autojump_clock: MockClock) -> None:
+async def test_a_bootstrap_whose_link_breaks_at_once_is_dialled_ever_more_slowly(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         rude = fleet.add()
         node = fleet.add(bootstrap=[rude.addr])
@@ -97,7 +122,7 @@ async def test_a_bootstrap_that_hangs_up_at_once_is_dialled_ever_more_slowly(aut
         while trio.current_time() < end:
             await until(lambda: rude.peer_id in node.host.links())
             fleet.network.cut(rude.peer_id, node.peer_id)
-        assert len(dial_times(fleet.network, rude.addr)) < 60
+        assert len(dial_times(fleet.network, rude.addr)) < 2 * 600 / LONGEST + 10
 
 
 async def test_no_node_dials_itself(autojump_clock: MockClock) -> None:
@@ -110,20 +135,12 @@ async def test_no_node_dials_itself(autojump_clock: MockClock) -> None:
         assert "no bootstrap address is configured" in again.node.health().reasons[0]
 
 
-def own_dials(running: Running, bootstrap: Running) -> int:
-    return sum(
-        link.direction == "outbound" and peer != bootstrap.peer_id for peer, link in running.host.links().items()
-    )
-
-
-async def test_members_are_dialled_so_that_the_fleet_is_no_star(autojump_clock: MockClock) -> None:
+async def test_links_are_made_up_to_the_target_and_the_fleet_is_no_star(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         first = fleet.add(role="bootstrap")
         others = [fleet.add(bootstrap=[first.addr], target_links=4) for _ in range(15)]
         fleet.start(first, *others)
-        # A link that the other side dialled first counts for it, so the last ones may find nobody left.
-        await until(lambda: all(len(each.host.links()) >= 1 + OWN_DIALS_WANTED for each in others))
-        await until(lambda: sum(own_dials(each, first) >= OWN_DIALS_WANTED for each in others) >= 12)
+        await until(lambda: all(len(each.host.links()) >= 4 for each in others), seconds=60)
         fleet.stop(first)
         await trio.sleep(30)
         reached, edge = {others[0].peer_id}, [others[0]]
@@ -136,141 +153,84 @@ async def test_members_are_dialled_so_that_the_fleet_is_no_star(autojump_clock: 
         assert len(reached) == 15
 
 
-async def test_a_newcomer_dials_three_members_besides_its_bootstrap(autojump_clock: MockClock) -> None:
-    async with open_fleet() as fleet:
-        first = fleet.add(role="bootstrap")
-        others = [fleet.add(bootstrap=[first.addr]) for _ in range(8)]
-        fleet.start(first, *others)
-        await trio.sleep(60)
-        last = fleet.add(bootstrap=[first.addr], target_links=1)
-        fleet.start(last)
-        await until(lambda: own_dials(last, first) == OWN_DIALS_WANTED, seconds=20)
-        await trio.sleep(60)
-        assert own_dials(last, first) == OWN_DIALS_WANTED
-
-
-class Watched:
-    """The most links and dials that a node ever had at once."""
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self.most = 0
-
-    async def watch(self) -> None:
-        while True:
-            links = {link.peer for link in self._running.host.links().values() if link.direction == "outbound"}
-            self.most = max(self.most, len(links | self._running.node._dialer._dialling))
-            self._running.node._dialer.wake()  # at any moment, as news of members do
-            await trio.sleep(0.05)
-
-
-@pytest.mark.parametrize("known_as", [MemberState.ALIVE, MemberState.SUSPECT, MemberState.DEAD])
-@pytest.mark.parametrize("max_links", [1, 2, 4, 7])
-async def test_no_more_links_are_made_than_allowed(
-    autojump_clock: MockClock, max_links: int, known_as: MemberState
+async def test_links_that_are_too_many_are_closed_with_a_goodbye_when_they_are_old_enough(
+    autojump_clock: MockClock,
 ) -> None:
     async with open_fleet() as fleet:
-        fleet.network.dial_seconds = 0.3
-        others = [fleet.add(target_links=0) for _ in range(12)]
-        node = fleet.add(target_links=max_links, max_links=max_links)
-        for other in others:
-            record = other.node.members.own
-            node.node.members.table.merge(record, "gossip", 1)
-            node.node.members.table.mark(other.peer_id, known_as)
-            other.node._dialer = _NoDialer()  # type: ignore[assignment]
-        watched = Watched(node)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watched.watch)
-            nursery.start_soon(node.node._dialer.run)
-            await trio.sleep(60)
-            nursery.cancel_scope.cancel()
-        assert len(node.host.links()) == watched.most == max_links
-
-
-class _NoDialer:
-    def wake(self) -> None: ...
-
-    def link_closed(self, peer: PeerId) -> None: ...
-
-
-async def test_a_lost_member_is_suspect_then_retried_then_dead_then_back(autojump_clock: MockClock) -> None:
-    async with open_fleet() as fleet:
-        first = fleet.add()
-        node = fleet.add(bootstrap=[first.addr])
-        third = fleet.add(bootstrap=[first.addr])
-        fleet.start(first, node, third)
-        await until(lambda: third.peer_id in node.host.links())
+        hub = fleet.add(target_links=1, max_links=4)
+        others = [fleet.add(bootstrap=[hub.addr], target_links=1, own_links=1) for _ in range(10)]
+        fleet.start(hub, *others)
+        await until(lambda: len(hub.host.links()) == 10)
+        grown = trio.current_time()
+        await until(lambda: len(hub.host.links()) < 10)
+        assert trio.current_time() - grown > LinkSettings().grace_seconds - 2
+        await until(lambda: len(hub.host.links()) <= 4, seconds=60)
         await trio.sleep(10)
+        assert {member.state for each in fleet.nodes for member in each.members.all().values()} == {"alive"}
+        assert all(each.host.links() for each in others), "who was sent away has others"
+
+
+async def test_who_closes_by_intent_is_not_redialled_at_once(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        first, second = fleet.add(target_links=0, own_links=0), fleet.add(target_links=0, own_links=0)
+        node = fleet.add(bootstrap=[first.addr, second.addr])
+        fleet.start(first, second, node)
+        await until(lambda: len(node.host.links()) == 2)
+        await trio.sleep(30)
         fleet.network.dials.clear()
-        fleet.network.kill(third.peer_id)
-        assert state(node, third.peer_id) is MemberState.SUSPECT
-        await until(lambda: state(node, third.peer_id) is MemberState.DEAD, seconds=30)
-        assert len([dial for dial in fleet.network.dials if dial.addr == third.addr and dial.peer == node.peer_id]) == 2
-        fleet.network.revive(third.peer_id)
-        await until(lambda: state(node, third.peer_id) is MemberState.ALIVE, seconds=60)
+        fleet.network.cut(first.peer_id, node.peer_id, by_intent=True)
+        await trio.sleep(LinkSettings().away_seconds - 1)
+        assert fleet.network.dials == []
+        await until(lambda: first.peer_id in node.host.links(), seconds=LONGEST + 2)
 
 
-async def test_a_cut_link_is_mended_before_anyone_is_called_dead(autojump_clock: MockClock) -> None:
+async def test_a_broken_link_is_mended_before_anyone_is_called_dead(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         first = fleet.add()
         node = fleet.add(bootstrap=[first.addr])
         fleet.start(first, node)
         await until(lambda: len(node.node.peers()) == len(first.node.peers()) == 2)
+        await trio.sleep(20)
         fleet.network.cut(first.peer_id, node.peer_id)
         await until(lambda: first.peer_id in node.host.links(), seconds=5)
+        await trio.sleep(20)
         assert state(node, first.peer_id) is state(first, node.peer_id) is MemberState.ALIVE
 
 
-async def test_who_dials_us_while_we_fail_to_dial_it_is_alive(autojump_clock: MockClock) -> None:
+async def test_a_hinted_peer_is_dialled_while_links_are_wanted(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
-        fleet.network.dial_seconds = 5.0
+        stranger = FakeHost(fleet.network, NOBODY.peer_id, "/ip4/10.5.5.5/tcp/1")
         node = fleet.add()
-        ghost = tell(node, 1)
-        real = FakeHost(fleet.network, ghost.peer_id, "/ip4/10.5.5.5/tcp/1")
         fleet.start(node)
-        await until(lambda: len(dial_times(fleet.network, f"/ip4/10.6.0.1/tcp/1/p2p/{ghost.peer_id}")) == 2)
-        fleet.network.dial_seconds = 0.1
-        await real.dial(node.addr)
-        await trio.sleep(10)
-        assert state(node, ghost.peer_id) is MemberState.ALIVE
+        node.node._dialer.hint(NOBODY.peer_id, ("/ip4/10.4.4.4/tcp/1", stranger.addr))
+        await until(lambda: NOBODY.peer_id in node.host.links(), seconds=1)
 
 
-async def test_the_dead_do_not_keep_the_living_waiting(autojump_clock: MockClock) -> None:
+async def test_the_dead_are_tried_one_at_a_time_and_do_not_keep_the_living_waiting(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         node = fleet.add(target_links=4)
-        ghosts = [tell(node, number) for number in range(100)]
-        for ghost in ghosts:
-            node.node.members.table.mark(ghost.peer_id, MemberState.DEAD)
-        fleet.network.dial_seconds = 1000.0
-        fleet.start(node)
-        await trio.sleep(60)
+        other = fleet.add(bootstrap=[node.addr])
+        fleet.start(node, other)
+        await until(lambda: bool(node.host.links()))
+        ghosts = {ghost.peer_id for ghost in tell_dead(node, 12)}
+        await until(lambda: all(state(other, ghost) is MemberState.DEAD for ghost in ghosts))
+        fleet.network.dials.clear()
+        fleet.network.dial_seconds = 5.0
+        await trio.sleep(600)
+        dials = [dial for dial in fleet.network.dials if dial.peer == node.peer_id]
+        assert {PeerId(dial.addr.rpartition("/p2p/")[2]) for dial in dials} == ghosts
+        assert all(after.at - before.at >= 5.0 for before, after in pairwise(dials))
+        await until(lambda: fleet.network.dials[-1].at > trio.current_time() - 0.1)
         fleet.network.dial_seconds = 0.1
-        living = fleet.add(target_links=0)
-        node.node.members.table.merge(living.node.members.own, "gossip", 1)
-        node.node._dialer.wake()
+        living = fleet.add(target_links=0, own_links=0)
+        hear(node, living.members.own.signed)
         await until(lambda: living.peer_id in node.host.links(), seconds=1)
-
-
-async def test_the_dead_are_still_tried_one_at_a_time(autojump_clock: MockClock) -> None:
-    async with open_fleet() as fleet:
-        node = fleet.add()
-        ghosts = {tell(node, number).peer_id for number in range(20)}
-        for ghost in ghosts:
-            node.node.members.table.mark(ghost, MemberState.DEAD)
-        fleet.network.dial_seconds = 1.0
-        fleet.start(node)
-        await trio.sleep(300)
-        dialled = {PeerId(dial.addr.rpartition("/p2p/")[2]) for dial in fleet.network.dials}
-        assert dialled == ghosts
-        assert all(after.at - before.at >= 1.0 for before, after in pairwise(fleet.network.dials))
 
 
 async def test_who_left_is_not_dialled(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         node = fleet.add()
-        ghost = tell(node, 1)
-        record = node.node.members.table.all()[ghost.peer_id].record
-        node.node.members.table.merge(dataclasses.replace(record, incarnation=2, left=True), "gossip", 1)
+        tell(node, 1, left=True)
         fleet.start(node)
         await trio.sleep(60)
         assert fleet.network.dials == []
@@ -278,8 +238,75 @@ async def test_who_left_is_not_dialled(autojump_clock: MockClock) -> None:
 
 async def test_every_address_of_a_member_is_tried(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
-        node, other = fleet.add(), fleet.add(target_links=0)
-        record = dataclasses.replace(other.node.members.own, addrs=("/ip4/10.4.4.4/tcp/1", other.host.addr))
-        node.node.members.table.merge(record, "gossip", 1)
+        node, other = fleet.add(), fleet.add(target_links=0, own_links=0)
+        record = dataclasses.replace(other.members.own, addrs=("/ip4/10.4.4.4/tcp/1", other.host.addr))
+        hear(node, sign_record(record, other.identity.sign))
         fleet.start(node)
         await until(lambda: other.peer_id in node.host.links(), seconds=5)
+
+
+async def test_members_whose_addresses_swallow_everything_hold_no_dial_for_long(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        fleet.network.dial_seconds = 10.0
+        node = fleet.add()
+        for number in range(4):
+            tell(node, number, tuple(f"/ip4/10.6.{number}.{last}/tcp/1" for last in range(16)))
+        fleet.start(node)
+        await trio.sleep(1)
+        living = fleet.add(target_links=0, own_links=0)
+        hear(node, living.members.own.signed)
+        await until(lambda: living.peer_id in node.host.links(), seconds=TARGET_SECONDS + 12)
+
+
+# -- known peers -----------------------------------------------------------------------
+
+
+async def test_saved_peers_are_dialled_first_when_no_bootstrap_answers(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        other = fleet.add()
+        known = MemoryPeers({other.peer_id: (other.host.addr,)})
+        node = fleet.add(bootstrap=[NOWHERE], known=known)
+        fleet.start(other, node)
+        await until(lambda: other.peer_id in node.host.links(), seconds=1)
+
+
+async def test_who_was_there_is_saved_and_found_again_without_any_bootstrap(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        first = fleet.add()
+        node = fleet.add(bootstrap=[first.addr])
+        third = fleet.add(bootstrap=[first.addr])
+        fleet.start(first, node, third)
+        await until(lambda: node.known.saved.keys() == {first.peer_id, third.peer_id}, seconds=30)
+        assert node.known.saved[first.peer_id] == (first.host.addr,)
+        fleet.stop(node)
+        fleet.stop(first)
+        again = fleet.restart(node)
+        fleet.start(again)
+        await until(lambda: third.peer_id in again.host.links(), seconds=15)
+
+
+async def test_of_many_members_the_linked_ones_are_saved_first(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        node = fleet.add()
+        other = fleet.add(bootstrap=[node.addr])
+        for number in range(200):
+            tell(node, number)
+        fleet.start(node, other)
+        await until(lambda: bool(node.known.saved))
+        assert len(node.known.saved) == SAVED_PEERS
+        assert next(iter(node.known.saved)) == other.peer_id
+
+
+async def test_a_full_disk_ends_nothing_and_what_does_not_change_is_written_once(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        first = fleet.add()
+        known = MemoryPeers()
+        known.broken = True
+        node = fleet.add(bootstrap=[first.addr], known=known)
+        fleet.start(first, node)
+        await trio.sleep(120)
+        assert node.host.links()
+        known.broken = False
+        await until(lambda: known.writes == 1, seconds=60)
+        await trio.sleep(600)
+        assert known.writes == 1

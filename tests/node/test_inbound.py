@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from p2pnode.core.member import MemberRecord
+from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import Accept, Ignore, SignedMessage, Topic, Verdict
 from p2pnode.core.metadata import Metadata
 from p2pnode.identity import Identity
@@ -20,7 +20,7 @@ from p2pnode.node.members import Members, Tools
 from p2pnode.wire.payload import encode_envelope, encode_json_payload
 from p2pnode.wire.pubsub import seal_message
 from tests.core.test_council import OPPORTUNITY
-from tests.node.fakes import START_NS, FakeHost, Network, Wall, verify_record
+from tests.node.fakes import START_NS, FakeHost, MemorySeqnos, Network, Wall, verify_record
 
 SECOND = 1_000_000_000
 ALICE, SELF = Identity(b"a" * 32), Identity(b"s" * 32)
@@ -36,7 +36,14 @@ class Desk:
         async def publish(signed: bytes) -> None:
             await trio.lowlevel.checkpoint()
 
-        members = Members(host, Tools(SELF.sign, verify_record, self.wall, Random(1)), own, publish, lambda: None)
+        members = Members(
+            host,
+            Tools(SELF.sign, verify_record, self.wall, Random(1), MemorySeqnos()),
+            own,
+            publish,
+            lambda: None,
+            lambda record: None,
+        )
         self.inbound = Inbound(self.history, members, self.wall)
 
     def take(self, message: SignedMessage) -> Verdict:
@@ -76,7 +83,9 @@ def opportunity(metadata: Metadata | None, **change: object) -> SignedMessage:
         (-121, -1, Ignore("future")),
     ],
 )
-def test_signed_times_decide_by_our_clock_and_blame_nobody(age: int, expires_in: int | None, verdict: Verdict) -> None:
+async def test_signed_times_decide_by_our_clock_and_blame_nobody(
+    age: int, expires_in: int | None, verdict: Verdict
+) -> None:
     metadata = Metadata(
         published_at_ns=START_NS - age * SECOND,
         expires_at_ns=0 if expires_in is None else START_NS + expires_in * SECOND,
@@ -87,7 +96,7 @@ def test_signed_times_decide_by_our_clock_and_blame_nobody(age: int, expires_in:
         assert desk.history.count(message.topic) == isinstance(verdict, Accept)
 
 
-def test_an_expired_opportunity_is_ignored() -> None:
+async def test_an_expired_opportunity_is_ignored() -> None:
     desk = Desk()
     message = opportunity(Metadata(START_NS - SECOND, START_NS + SECOND))
     desk.wall.step_ns = 2 * SECOND
@@ -97,7 +106,7 @@ def test_an_expired_opportunity_is_ignored() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\x00\xff", b"{", b'{"a":1}', b'{"a":1,"p2pnode":7}', b'{"a":1e999}', b'{"a":NaN}']
 )
-def test_a_stock_peers_payload_is_accepted_as_it_is(data: bytes) -> None:
+async def test_a_stock_peers_payload_is_accepted_as_it_is(data: bytes) -> None:
     desk = Desk()
     assert desk.take(sealed(data)) == Accept()
     (document,) = desk.documents("hmmm.t")
@@ -119,14 +128,14 @@ def test_a_stock_peers_payload_is_accepted_as_it_is(data: bytes) -> None:
         b'{"a":' + b"9" * 5000 + b"}",
     ],
 )
-def test_nothing_a_peer_sends_spoils_the_documents_of_a_topic(data: bytes) -> None:
+async def test_nothing_a_peer_sends_spoils_the_documents_of_a_topic(data: bytes) -> None:
     desk = Desk()
     assert isinstance(desk.take(sealed(data)), Accept)
     (document,) = desk.documents("hmmm.t")
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
-def test_a_stock_peers_opportunity_is_accepted() -> None:
+async def test_a_stock_peers_opportunity_is_accepted() -> None:
     assert Desk().take(opportunity(None)) == Accept()
 
 
@@ -143,7 +152,7 @@ def test_a_stock_peers_opportunity_is_accepted() -> None:
         ),
     ],
 )
-def test_what_is_no_opportunity_is_ignored_on_its_topic(
+async def test_what_is_no_opportunity_is_ignored_on_its_topic(
     message: SignedMessage, caplog: pytest.LogCaptureFixture
 ) -> None:
     desk = Desk()
@@ -153,7 +162,7 @@ def test_what_is_no_opportunity_is_ignored_on_its_topic(
     assert 1 <= len(record.faults) <= 5  # type: ignore[attr-defined]
 
 
-def test_what_is_held_is_ignored_and_delivered_once() -> None:
+async def test_what_is_held_is_ignored_and_delivered_once() -> None:
     desk = Desk()
     message = sealed(b"x")
     assert desk.take(message) == Accept()
@@ -163,7 +172,7 @@ def test_what_is_held_is_ignored_and_delivered_once() -> None:
     assert desk.inbound.received == {"hmmm.t": 1}
 
 
-def test_deliveries_keep_their_own_payload_whatever_was_judged_between() -> None:
+async def test_deliveries_keep_their_own_payload_whatever_was_judged_between() -> None:
     desk = Desk()
     messages = [sealed(json.dumps({"n": number}).encode(), seqno=number) for number in range(3)]
     for message in messages:
@@ -173,7 +182,7 @@ def test_deliveries_keep_their_own_payload_whatever_was_judged_between() -> None
     assert [document["payload"] for document in desk.documents("hmmm.t")] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
-def test_records_are_taken_from_their_topic_and_not_kept_as_messages() -> None:
+async def test_records_are_taken_from_their_topic_and_not_kept_as_messages() -> None:
     desk = Desk()
     message = SignedMessage(ALICE.peer_id_bytes, b"12345678", Topic("p2pnode.members"), b"junk", b"s", b"", b"")
     assert type(desk.take(message)).__name__ == "Reject"

@@ -1,4 +1,4 @@
-"""Member records on the wire: bounded, signed by their owner, read without trust."""
+"""Member records and accusations on the wire: bounded, signed by who says so, read without trust."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.core.member import MAX_MEMBERS, MemberRecord
+from p2pnode.core.membership.record import Accusation, MemberRecord
 from p2pnode.errors import InvalidMessage
 from p2pnode.identity import Identity, verifier_for
-from p2pnode.wire import members as wire
 from p2pnode.wire.members import (
+    MAX_ACCUSATION_BYTES,
     MAX_EXCHANGE_BYTES,
+    MAX_IN_NEWS,
+    MAX_NEWS_BYTES,
+    MAX_WANT,
     SIGNING_PREFIX,
+    EncodedNews,
+    Exchange,
+    batches,
     decode_exchange,
+    decode_news,
     encode_exchange,
+    encode_news,
+    read_accusation,
     read_record,
+    sign_accusation,
     sign_record,
 )
 from p2pnode.wire.pb.p2pnode.v1 import member_pb2
@@ -41,6 +51,8 @@ RECORD = MemberRecord(
     left=True,
     started_at_ns=17,
 )
+
+CHARGE = Accusation(BOB.peer_id, ALICE.peer_id, 5, 1_763_899_200_000_000_000)
 
 
 def verify(peer: bytes, key: bytes, data: bytes, signature: bytes) -> bool:
@@ -66,16 +78,6 @@ def test_a_record_is_read_as_its_owner_wrote_it() -> None:
 def test_any_bytes_are_a_record_or_refused_as_one(encoded: bytes) -> None:
     with pytest.raises(InvalidMessage):
         read_record(encoded, verify)
-
-
-@many
-@given(st.binary(max_size=300))
-def test_any_bytes_are_an_exchange_or_refused_as_one(body: bytes) -> None:
-    try:
-        digest, records = decode_exchange(body)
-    except InvalidMessage:
-        return
-    assert len(digest) + sum(map(len, records)) <= 2 * len(body)
 
 
 @many
@@ -129,24 +131,131 @@ def test_no_record_over_a_limit_is_made_or_read(change: dict[str, str | tuple[st
     assert caught.value.reason in ("record", "oversize")
 
 
+def accusation_reason(encoded: bytes) -> str:
+    with pytest.raises(InvalidMessage) as caught:
+        read_accusation(encoded, verify)
+    return caught.value.reason
+
+
+def test_an_accusation_is_read_as_its_accuser_wrote_it() -> None:
+    encoded = sign_accusation(CHARGE, BOB.sign)
+    assert read_accusation(encoded, verify) == dataclasses.replace(CHARGE, signed=encoded)
+
+
+@many
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_accusation_or_refused_as_one(encoded: bytes) -> None:
+    with pytest.raises(InvalidMessage):
+        read_accusation(encoded, verify)
+
+
+@many
+@given(st.data())
+def test_an_accusation_changed_anywhere_is_refused_or_the_same(data: st.DataObject) -> None:
+    encoded = bytearray(sign_accusation(CHARGE, BOB.sign))
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        accusation = read_accusation(bytes(encoded), verify)
+    except InvalidMessage:
+        return
+    assert accusation == dataclasses.replace(CHARGE, signed=bytes(encoded))
+
+
+def test_an_accusation_that_its_accuser_did_not_sign_is_refused() -> None:
+    assert accusation_reason(sign_accusation(CHARGE, ALICE.sign)) == "signature"
+    signed = member_pb2.SignedAccusation.FromString(sign_accusation(CHARGE, BOB.sign))
+    signed.signature = BOB.sign(SIGNING_PREFIX + signed.accusation)
+    assert accusation_reason(signed.SerializeToString()) == "signature", "it is signed as a record"
+    assert accusation_reason(b"x" * (MAX_ACCUSATION_BYTES + 1)) == "oversize"
+    assert accusation_reason(b"") == "accusation"
+
+
+def test_an_accusation_that_nobody_wants_is_not_verified() -> None:
+    def never(peer: bytes, key: bytes, data: bytes, signature: bytes) -> bool:
+        raise AssertionError("checked")
+
+    assert read_accusation(sign_accusation(CHARGE, BOB.sign), never, lambda accusation: False) is None
+
+
+def encoded_news(records: int, accusations: int) -> EncodedNews:
+    return EncodedNews(
+        tuple(sign_record(dataclasses.replace(RECORD, incarnation=n + 1), ALICE.sign) for n in range(records)),
+        tuple(sign_accusation(dataclasses.replace(CHARGE, at_ns=n + 1), BOB.sign) for n in range(accusations)),
+    )
+
+
 @some
-@given(st.binary(max_size=64), st.lists(st.integers(1, 2**63), max_size=8))
-def test_an_exchange_survives_the_wire(digest: bytes, incarnations: list[int]) -> None:
-    records = [sign_record(dataclasses.replace(RECORD, incarnation=n), ALICE.sign) for n in incarnations]
-    assert decode_exchange(encode_exchange(digest, records)) == (digest, records)
+@given(st.integers(0, 4), st.integers(0, 4), st.binary(max_size=64), st.booleans())
+def test_news_and_exchanges_survive_the_wire(records: int, accusations: int, ranges: bytes, wants: bool) -> None:
+    news = encoded_news(records, accusations)
+    exchange = Exchange(ranges, news, (ALICE.peer_id_bytes, BOB.peer_id_bytes) if wants else ())
+    assert decode_exchange(encode_exchange(exchange)) == exchange
+    if news:
+        assert decode_news(encode_news(news)) == news
 
 
-def test_an_exchange_stops_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_EXCHANGE_BYTES", 2000)
-    body = encode_exchange(b"d" * 32, [sign_record(RECORD, ALICE.sign)] * 100)
-    assert len(body) <= 2000
-    assert len(decode_exchange(body)[1]) >= 4
+@many
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_exchange_or_refused_as_one(body: bytes) -> None:
+    try:
+        exchange = decode_exchange(body)
+    except InvalidMessage:
+        return
+    assert len(exchange.ranges) + sum(map(len, (*exchange.news.records, *exchange.want))) <= 2 * len(body)
+
+
+@many
+@given(st.binary(max_size=300))
+def test_any_bytes_are_news_or_refused_as_such(body: bytes) -> None:
+    try:
+        assert decode_news(body)
+    except InvalidMessage:
+        pass
+
+
+@some
+@given(st.integers(0, 12), st.integers(0, 12), st.integers(400, 4000))
+def test_news_are_parted_within_the_limit_and_in_order_and_nothing_is_lost(
+    records: int, accusations: int, limit: int
+) -> None:
+    news = encoded_news(records, accusations)
+    parts = batches(news, limit)
+    assert all(parts)
+    assert all(len(encode_news(part)) <= limit for part in parts)
+    assert tuple(each for part in parts for each in part.records) == news.records
+    assert tuple(each for part in parts for each in part.accusations) == news.accusations
+    with_records = [bool(part.records) for part in parts]
+    assert with_records == sorted(with_records, reverse=True), "records stand before what is said about them"
+
+
+MANY_EMPTY = b"\x0a\x00" * (MAX_IN_NEWS + 1)
+"""News of too many empty records: two bytes each."""
+
+EMPTY_RECORDS = member_pb2.MemberExchange(news=member_pb2.MemberNews.FromString(MANY_EMPTY)).SerializeToString()
 
 
 @pytest.mark.parametrize(
-    "body", [b"\x0a\x00" * (MAX_MEMBERS + 1), b"\0" * (MAX_EXCHANGE_BYTES + 1)], ids=["records", "bytes"]
+    ("body", "why"),
+    [
+        (b"\0" * (MAX_EXCHANGE_BYTES + 1), "oversize"),
+        (encode_exchange(Exchange(want=(b"x",))), "want"),
+        (encode_exchange(Exchange(want=(ALICE.peer_id_bytes,) * (MAX_WANT + 1))), "want"),
+        (EMPTY_RECORDS, "oversize"),
+    ],
+    ids=["bytes", "no-peer-id", "wants", "records"],
 )
-def test_an_exchange_over_a_limit_is_refused(body: bytes) -> None:
+def test_an_exchange_over_a_limit_is_refused(body: bytes, why: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         decode_exchange(body)
-    assert caught.value.reason == "oversize"
+    assert caught.value.reason == why
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(b"", "empty"), (b"\0" * (MAX_NEWS_BYTES + 1025), "oversize"), (MANY_EMPTY, "oversize"), (b"\xff", "protobuf")],
+    ids=["empty", "bytes", "records", "junk"],
+)
+def test_gossiped_news_over_a_limit_are_refused(body: bytes, why: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        decode_news(body)
+    assert caught.value.reason == why

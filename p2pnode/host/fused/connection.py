@@ -25,6 +25,7 @@ from p2pnode.errors import InvalidMessage, Unavailable
 from p2pnode.host.fused.outbox import Outbox
 from p2pnode.host.fused.stream import FusedStream
 from p2pnode.host.fused.takeover import Handshaken
+from p2pnode.host.psk import Xor
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class FusedConnection(IMuxedConn):
         on_close: the library's hook, called once when the connection ended.
         silent_looks: looks of the keeper since something came.
         full_looks: looks that found the socket full since it last took something.
+        by_intent: one of the two sides said that it closes.
+        round_trip: of the last ping, in seconds; None before the first.
     """
 
     def __init__(  # the library's own signature ends after peer_id, but only its muxers are made by it
@@ -64,11 +67,17 @@ class FusedConnection(IMuxedConn):
         self.ended = trio.Event()
         self.silent_looks = 0
         self.full_looks = 0
+        self.by_intent = False
+        self.round_trip: float | None = None
+        self._pinged: tuple[int, float] | None = None
         self._is_initiator = is_initiator
         self._socket = handshaken.stream.socket
         self._fd = self._socket.fileno()
         self._remote: tuple[str, int] = self._socket.getpeername()[:2]
-        self._seal = handshaken.seal.seal
+        self._seal: Xor = handshaken.seal.seal
+        self._open: Xor = handshaken.open.feed
+        if handshaken.cloak is not None:
+            self._seal, self._open = _cloaked(handshaken.cloak, self._seal, self._open)
         self._opener = handshaken.open
         self._early = handshaken.early
         self._session = yamux.Session(initiator=is_initiator, budget=budget)
@@ -169,8 +178,8 @@ class FusedConnection(IMuxedConn):
     # -- life and death ----------------------------------------------------------------
 
     def ping(self) -> None:
-        """Make a silent peer say something."""
-        self._session.ping()
+        """Make a silent peer say something, and measure how long it takes."""
+        self._pinged = (self._session.ping(), trio.current_time())
         self._outbox.mark(self)
 
     def abort(self, reason: str, code: yamux.GoAwayCode | None = None) -> None:
@@ -183,6 +192,7 @@ class FusedConnection(IMuxedConn):
         if self.closed_for is not None:
             return
         self.closed_for = reason
+        self.by_intent = self.by_intent or code is yamux.GoAwayCode.NORMAL
         self.ended.set()
         log.debug("a connection ends", extra={"peer": str(self.peer_id), "reason": reason})
         if code is not None and not self._unsent:
@@ -205,7 +215,7 @@ class FusedConnection(IMuxedConn):
             pass  # full or gone: the peer learns it from the socket
 
     async def _read(self) -> None:
-        session, opener, fd = self._session, self._opener, self._fd
+        session, opener, open_, fd = self._session, self._opener, self._open, self._fd
         data = b""
         try:
             if self._early:
@@ -225,7 +235,7 @@ class FusedConnection(IMuxedConn):
                         self.abort("the peer closed the connection")
                     return
                 self.silent_looks = 0
-                self._pass(opener.feed(data))
+                self._pass(open_(data))
         except trio.ClosedResourceError:
             self.abort("closed by us")
         except InvalidMessage as error:
@@ -276,7 +286,12 @@ class FusedConnection(IMuxedConn):
             case yamux.WasReset(state, reason):
                 if (stream := self._streams.pop(state, None)) is not None:
                     stream.was_reset(reason or "reset by the peer")
+            case yamux.Pong(number):
+                if self._pinged is not None and self._pinged[0] == number:
+                    self.round_trip = trio.current_time() - self._pinged[1]
+                    self._pinged = None
             case yamux.GoneAway(code):
+                self.by_intent = code == yamux.GoAwayCode.NORMAL
                 log.debug("a peer goes away", extra={"peer": str(self.peer_id), "code": code})
 
     def _made(self, state: yamux.Stream) -> FusedStream:
@@ -350,3 +365,8 @@ class FusedConnection(IMuxedConn):
         if error.errno in CLOSED_BY_PEER:
             return f"the connection broke: {error.strerror}"
         return f"socket: {error.strerror or error}"
+
+
+def _cloaked(cloak: tuple[Xor, Xor], seal: Xor, open_: Xor) -> tuple[Xor, Xor]:
+    reading, writing = cloak
+    return (lambda plain: writing(seal(plain))), (lambda data: open_(reading(data)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,8 +25,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-PING_AFTER_LOOKS = 4
-"""A link that was silent for so long is pinged."""
+PING_AFTER_LOOKS = 2
+"""A link that was silent for so long is pinged by who dialled it, and a look later by the other if that was in vain.
+
+Were both as quick, they would ping by turns: an idle link would carry half as much again.
+"""
+
+SILENT_AFTER_LOOKS = 4
+"""A link whose ping is unanswered for so long is reported as silent, at each look from then on."""
+
+MEASURE_EVERY_LOOKS = 30
+"""A link's round trip is measured so often, however busy it is."""
 
 DEAD_AFTER_LOOKS = 11
 """A link that stayed silent for so long, its ping included, is closed: within 12 s of its death."""
@@ -39,6 +49,7 @@ class Outbox:
 
     Attributes:
         connections: the open ones.
+        on_silent: called for each link that does not answer; must return at once.
         failures: readers and writers of ours that raised what they should not.
         broken_by: connections closed for what the peer sent, by the reason of the error; and those that it
             left dying: `silent`, `full`, `cut`, or in the `handshake`.
@@ -46,6 +57,8 @@ class Outbox:
 
     def __init__(self) -> None:
         self.connections: set[FusedConnection] = set()
+        self.on_silent: Callable[[FusedConnection], None] = lambda connection: None
+        self._looks = 0
         self.failures = 0
         self.broken_by: Counter[str] = Counter()
         self._marked: dict[FusedConnection, None] = {}
@@ -114,6 +127,8 @@ class Outbox:
 
     def look(self) -> None:
         """Ping who was silent, close who stayed so or takes nothing."""
+        self._looks += 1
+        measure = self._looks % MEASURE_EVERY_LOOKS == 0
         for connection in tuple(self.connections):
             connection.silent_looks += 1
             connection.full_looks += connection.is_full
@@ -123,5 +138,11 @@ class Outbox:
                 )
             elif connection.full_looks >= FULL_LOOKS:
                 self.ended(connection, "full", f"its socket took nothing for {FULL_LOOKS * LOOK_SECONDS:g} s")
-            elif connection.silent_looks == PING_AFTER_LOOKS:
+            elif connection.silent_looks >= SILENT_AFTER_LOOKS:
+                self.on_silent(connection)
+            elif connection.silent_looks == _ping_after(connection) or connection.round_trip is None or measure:
                 connection.ping()
+
+
+def _ping_after(connection: FusedConnection) -> int:
+    return PING_AFTER_LOOKS if connection.is_initiator else PING_AFTER_LOOKS + 1

@@ -26,6 +26,7 @@ from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 
 from p2pnode.host.fused.noise import Opener, Sealer
+from p2pnode.host.psk import NetworkConnection, Xor
 from p2pnode.logs import Throttled
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,14 @@ class Handshaken:
         seal: encrypts what we send.
         open: decrypts what comes.
         early: bytes that the library decrypted and nobody read.
+        cloak: the ciphers of a private network, of reading and of writing, around all of it.
     """
 
     stream: trio.SocketStream
     seal: Sealer
     open: Opener
     early: bytes
+    cloak: tuple[Xor, Xor] | None = None
 
 
 class LibraryChanged(RuntimeError):
@@ -70,6 +73,9 @@ def _take_over(secured: ISecureConn) -> Handshaken:
     session = _a(secured, SecureSession, "session")
     transport = _a(session.conn, NoiseTransportReadWriter, "session.conn")
     raw = _a(transport.read_writer.read_write_closer, RawConnection, "below the Noise frames")
+    cloak = None
+    if isinstance(raw, NetworkConnection):
+        cloak, raw = raw.ciphers(), _a(raw.inner, RawConnection, "below the network's cipher")
     tcp = _a(raw.stream, TrioTCPStream, "raw.stream")
     protocol: Any = transport.noise_state.noise_protocol
     early = session._drain(None)
@@ -78,6 +84,7 @@ def _take_over(secured: ISecureConn) -> Handshaken:
         Sealer(*_key(protocol.cipher_state_encrypt)),
         Opener(*_key(protocol.cipher_state_decrypt)),
         early,
+        cloak,
     )
 
 

@@ -112,29 +112,116 @@ class SignedRecord(_message.Message):
 Global___SignedRecord: _TypeAlias = SignedRecord  # noqa: Y015
 
 @_typing.final
-class MemberExchange(_message.Message):
-    """Asked on /p2pnode/members/1.0.0. The asker sends the digest of what it knows; the
-    answer has the same digest and nothing else, or all records. The asker then sends
-    what the answer lacked.
-    """
+class Accusation(_message.Message):
+    """One node says that another does not answer: about one incarnation, which a newer record of the accused ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCUSER_FIELD_NUMBER: _builtins.int
+    ACCUSED_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    AT_NS_FIELD_NUMBER: _builtins.int
+    accuser: _builtins.bytes
+    accused: _builtins.bytes
+    incarnation: _builtins.int
+    at_ns: _builtins.int
+    """Wall nanoseconds at the accuser."""
+    def __init__(
+        self,
+        *,
+        accuser: _builtins.bytes = ...,
+        accused: _builtins.bytes = ...,
+        incarnation: _builtins.int = ...,
+        at_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accused", b"accused", "accuser", b"accuser", "at_ns", b"at_ns", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Accusation: _TypeAlias = Accusation  # noqa: Y015
+
+@_typing.final
+class SignedAccusation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCUSATION_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    accusation: _builtins.bytes
+    """A serialized Accusation."""
+    signature: _builtins.bytes
+    """Over "p2pnode-accusation:" and `accusation`, by the key of the accuser."""
+    key: _builtins.bytes
+    """libp2p public key; empty when the peer id holds it."""
+    def __init__(
+        self,
+        *,
+        accusation: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusation", b"accusation", "key", b"key", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignedAccusation: _TypeAlias = SignedAccusation  # noqa: Y015
+
+@_typing.final
+class MemberNews(_message.Message):
+    """The payload of messages on p2pnode.members; and what an exchange hands over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORDS_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
-    digest: _builtins.bytes
-    """SHA-256 over peer ids and incarnations in order of peer id."""
+    ACCUSATIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRecord]: ...
+    @_builtins.property
+    def accusations(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedAccusation]: ...
     def __init__(
         self,
         *,
         records: _abc.Iterable[Global___SignedRecord] | None = ...,
-        digest: _builtins.bytes = ...,
+        accusations: _abc.Iterable[Global___SignedAccusation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accusations", b"accusations", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberNews: _TypeAlias = MemberNews  # noqa: Y015
+
+@_typing.final
+class MemberExchange(_message.Message):
+    """Request and answer on /p2pnode/members/1.0.0: ranges of what the sender holds (reconcile.proto), what the
+    other side was seen to lack, and the peer ids of what the sender wants.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGES_FIELD_NUMBER: _builtins.int
+    NEWS_FIELD_NUMBER: _builtins.int
+    WANT_FIELD_NUMBER: _builtins.int
+    ranges: _builtins.bytes
+    @_builtins.property
+    def news(self) -> Global___MemberNews: ...
+    @_builtins.property
+    def want(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        ranges: _builtins.bytes = ...,
+        news: Global___MemberNews | None = ...,
+        want: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "ranges", b"ranges", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
