@@ -1,7 +1,8 @@
-"""Connections on which nobody says anything for ten minutes."""
+"""Connections on which nobody says anything for minutes; for ten with IDLE_SECONDS=600 in the environment."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AsyncExitStack
 from itertools import pairwise
 
@@ -12,11 +13,12 @@ from tests.interop.peers import KINDS, open_peer
 from tests.interop.streams import ECHO, connect, echo, only_connection, open_echo_host
 from tests.stacks import STACKS
 
-IDLE_SECONDS = 600.0
+IDLE_SECONDS = float(os.environ.get("IDLE_SECONDS", "180"))
+"""Longer than every keepalive and patience of any of the peers."""
 
 
 @pytest.mark.soak
-async def test_idle_connections_last_ten_minutes_with_every_peer_on_both_stacks_whoever_dialled(
+async def test_idle_connections_last_with_every_peer_on_both_stacks_whoever_dialled(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     async with AsyncExitStack() as opened:

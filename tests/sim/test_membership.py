@@ -126,10 +126,9 @@ def test_a_seed_replays_a_run() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", SEEDS)
-def test_lossy_links_kill_nobody_in_an_hour(seed: int) -> None:
-    report = run(MembersScenario(nodes=200, known=True, seconds=3600, loss=0.05), seed)
-    assert report.false_suspicions <= 40, report
+def test_lossy_links_kill_nobody_of_200_in_ten_minutes() -> None:
+    report = run(MembersScenario(nodes=200, known=True, seconds=600, loss=0.05), 1)
+    assert report.false_suspicions <= 7, report
 
 
 @pytest.mark.soak
