@@ -53,6 +53,7 @@ class _Watched(Fleet):
         self.cpu[name] = sum(cpu_seconds(node.pid) for node in self.nodes)
 
     def _wait_until_complete(self) -> None:
+        self.reached["answered"] = time.time()
         self.cpu["ready"] = sum(cpu_seconds(node.pid) for node in self.nodes)
         self._stage("complete", lambda node: self._alive(node) >= len(self.nodes))
         self._stage("meshed", lambda node: any(t["topic"] == TOPIC and t["mesh"] for t in self._topics(node)))
@@ -86,12 +87,14 @@ def one(nodes: int, links_after: float | None) -> Figures:
             assert isinstance(fleet, _Watched)
             started = time.time()
             fleet.start(nodes - 1, 1)
-            ready, complete, meshed = (fleet.reached[stage] - started for stage in ("ready", "complete", "meshed"))
+            stages = ("ready", "answered", "complete", "meshed")
+            ready, answered, complete, meshed = (fleet.reached[stage] - started for stage in stages)
             figures = {
                 "ready s": ready,
                 "complete s": complete,
                 "meshed s": meshed,
                 "complete after ready s": complete - ready,
+                "complete after answers s": complete - answered,
                 "CPU s until ready": fleet.cpu["ready"],
                 "CPU s until complete": fleet.cpu["complete"],
             }

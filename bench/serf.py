@@ -14,8 +14,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import BufferedRWPair
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 PROFILES = ("lan", "local")
 CACHE = Path(__file__).resolve().parents[1] / ".interop" / "serf"
@@ -57,7 +58,7 @@ class Agent:
         self.name = name
         self._rpc = rpc
         self._log = log
-        self._stream: BinaryIO | None = None
+        self._stream: BufferedRWPair | None = None
         self._sequence = 0
         command = [program, "agent", f"-node={name}", f"-bind=127.0.0.1:{port}", f"-rpc-addr=127.0.0.1:{rpc}"]
         command += [f"-profile={profile}", "-log-level=warn"]
@@ -170,7 +171,7 @@ def _text(text: str) -> bytes:
     return bytes([0xA0 | len(text)]) + text.encode()
 
 
-def _read(stream: BinaryIO) -> Any:
+def _read(stream: BufferedRWPair) -> Any:
     """One msgpack value of those that Serf answers with: maps, texts, unsigned numbers, nil, booleans."""
     (kind,) = _take(stream, 1)
     if kind < 0x80:
@@ -190,12 +191,12 @@ def _read(stream: BinaryIO) -> Any:
     raise NoSerf(f"an answer holds msgpack type {kind:#x}")
 
 
-def _number(stream: BinaryIO, size: int) -> int:
+def _number(stream: BufferedRWPair, size: int) -> int:
     value: int = struct.unpack(">" + {1: "B", 2: "H", 4: "I", 8: "Q"}[size], _take(stream, size))[0]
     return value
 
 
-def _take(stream: BinaryIO, size: int) -> bytes:
+def _take(stream: BufferedRWPair, size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise NoSerf("the connection to an agent ended")

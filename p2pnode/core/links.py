@@ -307,12 +307,18 @@ class LinkPlanner:
         return key not in self._dialling and (attempts is None or attempts.not_before <= now)
 
     def _surplus(self, links: Mapping[PeerId, LinkView], now: float) -> tuple[PeerId, ...]:
-        """The least useful of too many: in the fewest meshes, rather inbound ones, the youngest first."""
+        """The least useful of too many: in the fewest meshes, rather inbound ones, the youngest first.
+
+        A link that is in a mesh stays while there are young ones, which may turn out to be in none. Else a crowded
+        bootstrap keeps those that it has just pruned, and may not graft again for a minute.
+        """
         open_ = {peer: link for peer, link in links.items() if peer not in self._closing}
         surplus = len(open_) - self._settings.most
         if surplus <= 0:
             return ()
         old_enough = [peer for peer, link in open_.items() if now - link.since >= self._settings.grace_seconds]
+        if len(old_enough) < len(open_):
+            old_enough = [peer for peer in old_enough if not open_[peer].meshes]
         old_enough.sort(key=lambda peer: (open_[peer].meshes, open_[peer].outbound, -open_[peer].since))
         closing = tuple(old_enough[: min(surplus, max(4, surplus // 8))])
         for peer in closing:

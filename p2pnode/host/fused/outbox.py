@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
-PING_AFTER_LOOKS = 2
+PING_AFTER_LOOKS = 3
 """A link that was silent for so long is pinged by who dialled it, and a look later by the other if that was in vain.
 
 Were both as quick, they would ping by turns: an idle link would carry half as much again.
 """
 
-SILENT_AFTER_LOOKS = 4
+SILENT_AFTER_LOOKS = 5
 """A link whose ping is unanswered for so long is reported as silent, at each look from then on."""
 
 MEASURE_EVERY_LOOKS = 30

@@ -149,6 +149,14 @@ def test_links_above_the_most_are_closed_the_least_useful_first_and_once() -> No
     assert set(plan.close) & set(plan_.plan(open_, NOBODY, 120.0).close), "they did not close"
 
 
+def test_a_link_in_a_mesh_stays_while_young_ones_may_turn_out_to_be_in_none() -> None:
+    meshed, young = links(peers(10), meshes=1, outbound=False), links(peers(12, 300), since=95.0, outbound=False)
+    plan_ = planner()
+    assert plan_.plan({**meshed, **young}, NOBODY, 100.0).close == ()
+    assert set(plan_.plan({**meshed, **young}, NOBODY, 120.0).close) < set(young)
+    assert len(planner().plan(links(peers(22), meshes=1), NOBODY, 120.0).close) == 4, "all are old and in a mesh"
+
+
 def test_the_dead_are_tried_one_at_a_time_and_rarely_by_each_of_many() -> None:
     for alive, expected in ((10, 600 / 3), (200, 600 / 20)):
         plan_ = planner()
