@@ -61,7 +61,7 @@ async def test_a_node_alone_is_not_ready_and_says_why(autojump_clock: MockClock)
         assert "no bootstrap address is configured" in health.reasons[0]
         health = seeking.node.health()
         assert health.readiness == "not-ready"
-        assert health.reasons[1] == f"bootstrap {NOWHERE}: {NOWHERE}: nobody answers"
+        assert health.reasons[1] == f"bootstrap {NOWHERE}: nobody answers"
 
 
 async def test_a_linked_node_delivers_and_one_bootstrap_of_two_is_enough(autojump_clock: MockClock) -> None:
@@ -81,7 +81,7 @@ async def test_a_bootstrap_that_lives_without_a_link_with_us_is_no_reason_to_wor
         fleet.network.split(third.peer_id, first.peer_id)
         fleet.start(first, second, third)
         await until(lambda: third.node.health().readiness == "delivering")
-        assert third.node.node()["bootstrap"][0]["error"] == f"{first.addr}: nobody answers"
+        assert third.node.node()["bootstrap"][0]["error"] == "nobody answers"
         await second.host.dial(first.addr)
         await until(lambda: third.node.node()["bootstrap"][0]["error"] is None, seconds=30)
         await trio.sleep(60)
@@ -99,7 +99,7 @@ async def test_a_node_that_lost_all_its_bootstraps_is_degraded(autojump_clock: M
         await until(lambda: second.node.health().readiness == "degraded", seconds=30)
         assert second.node.health().reasons == (
             f"bootstrap {first.addr}: the member there is dead",
-            f"bootstrap {NOWHERE}: {NOWHERE}: nobody answers",
+            f"bootstrap {NOWHERE}: nobody answers",
         )
 
 
