@@ -31,6 +31,8 @@ class LinkSettings:
         first_backoff_seconds: after the first failure at an address; doubled with each further one.
         most_backoff_seconds: and no longer than this.
         at_once: dials under way.
+        settle_seconds: for so long after we were alone we dial only our `own`: of a fleet that starts at once the others
+            dial too, and a third of all handshakes is saved.
         grace_seconds: no link is closed for being too many before it is that old: meshes form in it.
         away_seconds: who closed on us, or we on it, for being too many, is not dialled for so long unless we are alone.
         dead_every_seconds: one of the dead is tried so often, for the day the network heals; by each node less often
@@ -45,6 +47,7 @@ class LinkSettings:
     first_backoff_seconds: float = 0.25
     most_backoff_seconds: float = 10.0
     at_once: int = 4
+    settle_seconds: float = 2.0
     grace_seconds: float = 8.0
     away_seconds: float = 60.0
     dead_every_seconds: float = 3.0
@@ -141,6 +144,7 @@ class LinkPlanner:
         self._away: dict[PeerId, float] = {}
         self._closing: dict[PeerId, float] = {}
         self._next_dead = 0.0
+        self._settled_at = 0.0
 
     # -- what happened -----------------------------------------------------------------
 
@@ -208,7 +212,10 @@ class LinkPlanner:
         if alone:
             targets += self._ready((Target(peer, addrs, Why.SAVED) for peer, addrs in self._saved.items()), now)
         own = sum(1 for link in links.values() if link.outbound)
-        missing = max(settings.target - len(links), settings.own - own) - under_way
+        if alone:
+            self._settled_at = now + settings.settle_seconds
+        target = settings.target if now >= self._settled_at else 0
+        missing = max(target - len(links), settings.own - own) - under_way
         if missing > 0:
             targets += self._members_to_dial(missing, links, members, now)
         # Each source gets its turn: many saved peers that are gone must not keep us from the bootstraps, nor those
