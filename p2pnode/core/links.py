@@ -31,8 +31,8 @@ class LinkSettings:
         first_backoff_seconds: after the first failure at an address; doubled with each further one.
         most_backoff_seconds: and no longer than this.
         at_once: dials under way.
-        settle_seconds: for so long after we were alone we dial only our `own`: of a fleet that starts at once the others
-            dial too, and a third of all handshakes is saved.
+        settle_seconds: for so long after we were alone we dial only our `own`: where a fleet starts at once the
+            others dial too, and a third of all handshakes is saved.
         grace_seconds: no link is closed for being too many before it is that old: meshes form in it.
         away_seconds: who closed on us, or we on it, for being too many, is not dialled for so long unless we are alone.
         dead_every_seconds: one of the dead is tried so often, for the day the network heals; by each node less often
@@ -214,8 +214,8 @@ class LinkPlanner:
         own = sum(1 for link in links.values() if link.outbound)
         if alone:
             self._settled_at = now + settings.settle_seconds
-        target = settings.target if now >= self._settled_at else 0
-        missing = max(target - len(links), settings.own - own) - under_way
+        wanted = settings.target if now >= self._settled_at else 0
+        missing = max(wanted - len(links), settings.own - own) - under_way
         if missing > 0:
             targets += self._members_to_dial(missing, links, members, now)
         # Each source gets its turn: many saved peers that are gone must not keep us from the bootstraps, nor those
