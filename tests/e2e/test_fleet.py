@@ -23,11 +23,9 @@ from tests.e2e.harness import (
     have_all,
     running_fleet,
     running_node,
-    start_node,
-    stop,
     wait_until,
 )
-from tests.stacks import STACKS, Stack, on_both_stacks
+from tests.stacks import STACKS, Stack
 
 TOPIC = "councils.claims"
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -189,27 +187,6 @@ def test_the_fleet_goes_on_without_its_bootstrap_node(fleet: Fleet) -> None:
     have_all(living, TOPIC, ids)
 
 
-def test_nodes_started_before_their_bootstrap_find_each_other_once_it_is_there(tmp_path: Path) -> None:
-    hub = start_node(tmp_path, "hub")
-    wait_until("hub answers", hub.answers)
-    address = hub.bootstrap
-    stop(hub)
-    where = address.rpartition("/p2p/")[0]
-    early = [start_node(tmp_path, f"early-{n}", "--bootstrap", address) for n in range(3)]
-    nodes: list[Node] = [*early]
-    try:
-        for node in early:
-            wait_until(f"{node.name} starts without its bootstrap", node.answers)
-            assert node.client.request("GET", "/ready").status == 503
-        nodes.append(start_node(tmp_path, "hub", "--listen", where))
-        for node in nodes:
-            wait_until(f"{node.name} sees four", partial(sees, node, 4))
-    finally:
-        for node in nodes:
-            stop(node)
-
-
-@on_both_stacks
 def test_a_small_fleet_delivers_all_to_all_on_either_stack(stack: Stack, tmp_path: Path) -> None:
     with running_fleet(tmp_path, agents=8, P2PNODE_TRANSPORT_STACK=stack) as fleet:
         ids = {node.publish_accepted(TOPIC, kilobyte(n)) for n in range(10) for node in fleet.nodes}

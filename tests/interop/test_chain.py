@@ -8,12 +8,12 @@ import trio
 
 from tests.interop.ours import ForeignSide, exchange, linked, open_node, respects
 from tests.interop.peers import Kind, open_peer
-from tests.stacks import Stack, on_both_stacks
+from tests.stacks import Stack, on_both_stacks_in_time
 
 CHAINS: tuple[tuple[Kind, Kind], ...] = (("js", "go"), ("kubo", "js"))
 
 
-@on_both_stacks
+@on_both_stacks_in_time
 async def test_200_messages_each_way_pass_through_our_node(stack: Stack, tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:  # side by side: the load takes ten seconds
         for one, other in CHAINS:

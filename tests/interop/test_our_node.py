@@ -10,13 +10,13 @@ import trio
 
 from tests.interop.ours import OPPORTUNITIES, ForeignSide, OurSide, exchange, linked, open_node, respects
 from tests.interop.peers import KINDS, Kind, open_peer, wait_until
-from tests.stacks import Stack, on_both_stacks
+from tests.stacks import Stack, on_both_stacks_in_time
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "opportunity.json"
 MESHSUB_1_2 = frozenset({("inbound", "/meshsub/1.2.0"), ("outbound", "/meshsub/1.2.0")})
 
 
-@on_both_stacks
+@on_both_stacks_in_time
 @pytest.mark.parametrize("kinds", [("js", "go"), ("kubo", "library")], ids="+".join)
 async def test_200_signed_messages_each_way_arrive_once_whoever_dials(
     kinds: tuple[Kind, Kind], stack: Stack, tmp_path: Path
@@ -41,7 +41,7 @@ async def exchange_as_a_pair(kind: Kind, stack: Stack, we_dial: bool, directory:
             assert await respects(peer, ours)
 
 
-@on_both_stacks
+@on_both_stacks_in_time
 async def test_js_and_our_node_agree_on_meshsub_1_2_whoever_dials(stack: Stack, tmp_path: Path) -> None:
     async with open_peer("js") as dialled, open_peer("js") as dialling:
         async with open_node(tmp_path, "--bootstrap", dialled.addrs[0], stack=stack) as ours:
@@ -51,7 +51,7 @@ async def test_js_and_our_node_agree_on_meshsub_1_2_whoever_dials(stack: Stack, 
                 assert await js.streams(ours.peer_id) == MESHSUB_1_2
 
 
-@on_both_stacks
+@on_both_stacks_in_time
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_opportunity_is_plain_json_to_a_stock_peer_and_arrives_from_one(
     kind: Kind, stack: Stack, tmp_path: Path
