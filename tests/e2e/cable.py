@@ -6,9 +6,12 @@ sides over unix sockets; only `LEFT` and `RIGHT` lie in networks of their own.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+
+import pytest
 
 LEFT, RIGHT = "10.77.1.2", "10.77.2.2"
 _ROUTER_LEFT, _ROUTER_RIGHT = "10.77.1.1", "10.77.2.1"
@@ -52,6 +55,12 @@ def can_open_cables() -> bool:
     except (OSError, subprocess.CalledProcessError):
         return False
     return True
+
+
+needs_cables = pytest.mark.skipif(
+    not os.environ.get("CI") and not can_open_cables(), reason="needs ip, and network namespaces of one's own"
+)
+"""In CI nothing is skipped: what is missing there fails."""
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cable import LEFT, RIGHT, can_open_cables, open_cable
+from tests.e2e.cable import LEFT, RIGHT, needs_cables, open_cable
 from tests.e2e.harness import Node, environment, running_node, wait_until
 from tests.stacks import STACKS, Stack
 
@@ -21,7 +21,7 @@ def is_linked_to(node: Node, peers: set[str]) -> bool:
     return any(peer["peer_id"] in peers and peer["direction"] for peer in node.get("/api/v1/peers"))
 
 
-@pytest.mark.skipif(not can_open_cables(), reason="needs ip, and network namespaces of one's own")
+@needs_cables
 def test_a_dead_link_is_noticed_on_both_sides_and_both_stacks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

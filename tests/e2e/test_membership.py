@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cable import LEFT, RIGHT, can_open_cables, open_cable
+from tests.e2e.cable import LEFT, RIGHT, needs_cables, open_cable
 from tests.e2e.harness import (
     DEADLINE_SECONDS,
     Fleet,
@@ -231,7 +231,7 @@ def test_without_any_bootstrap_the_fleet_goes_on_and_nodes_join_and_return(tmp_p
     )
 
 
-@pytest.mark.skipif(not can_open_cables(), reason="needs ip, and network namespaces of one's own")
+@needs_cables
 @pytest.mark.parametrize("seconds", [pytest.param(15, id="15 s"), pytest.param(60, id="60 s", marks=pytest.mark.soak)])
 def test_two_halves_of_a_network_find_each_other_again_by_themselves(
     seconds: float, tmp_path: Path, report: Report
