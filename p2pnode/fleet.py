@@ -140,6 +140,7 @@ class Fleet:
             "--data-dir": str(data_dir),
             "--listen": ["/ip4/127.0.0.1/tcp/0"],
             "--bootstrap": list(bootstrap),
+            "--discovery": "static",
             "--api": [api],
             "--log-format": "json",
         }

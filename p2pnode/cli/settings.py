@@ -33,8 +33,14 @@ def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--bootstrap",
             metavar="MULTIADDR",
             multiple=True,
-            help="Join by this peer, /…/p2p/PEER_ID; repeatable.",
+            help="Join by this peer, /…/p2p/PEER_ID; also file:PATH and dns:NAME[:PORT]; repeatable.",
         ),
+        click.option(
+            "--discovery",
+            metavar="MODE",
+            help="Where else to look for peers: auto, docker-swarm, dns, mdns or static (nowhere). [default: auto]",
+        ),
+        click.option("--mdns/--no-mdns", default=None, help="Look for peers by multicast DNS, or not. [default: auto]"),
         click.option(
             "--announce", metavar="MULTIADDR", multiple=True, help="Tell others to dial this address; repeatable."
         ),
@@ -65,5 +71,7 @@ def load(flags: dict[str, Any]) -> Loaded:
     from p2pnode.config import load_settings
 
     file = flags.pop("config_file")
+    if (mdns := flags.pop("mdns")) is not None:
+        flags["mdns"] = "on" if mdns else "off"
     given = {f"--{name.replace('_', '-')}": value for name, value in flags.items() if value not in (None, ())}
     return load_settings(given, os.environ, None if file is None else Path(file))

@@ -14,6 +14,9 @@ from p2pnode.local.address import is_port, parse_api_address
 _IP = ("ip4", "ip6")
 _DIALABLE = ("ip4", "ip6", "dns", "dns4", "dns6")
 
+DEFAULT_PORT = 9000
+"""Where CHORUS listens today (facts/domain.md)."""
+
 
 def check_api_listener(text: str) -> str:
     """`unix:PATH`, `tcp:HOST:PORT` or `tcp:[IPv6]:PORT`."""
@@ -43,17 +46,40 @@ def check_announce(text: str) -> str:
 
 
 def check_bootstrap(text: str) -> str:
-    """A multiaddr to dial: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID`."""
-    for form in ("file:", "dns:"):
-        if text.startswith(form):
-            raise ValueError(
-                f"{text!r}: the form {form}… is not supported yet in this version; "
-                "write a multiaddr such as /dns4/HOST/tcp/9000/p2p/PEER_ID"
-            )
-    parts = _dialable(text)
-    if parts[-1][0] != "p2p":
-        raise ValueError(f"{text!r}: add /p2p/PEER_ID, which `p2pnode id` prints on that node")
-    return _joined(parts)
+    """A place to join by: a multiaddr, `file:PATH` or `dns:NAME[:PORT]`."""
+    if text.startswith("file:"):
+        if not text.removeprefix("file:").strip() or "\0" in text:
+            raise ValueError(f"{text!r}: after file: comes the path of a file with one multiaddr per line")
+        return text
+    if text.startswith("dns:"):
+        name, port = dns_name_and_port(text, DEFAULT_PORT)
+        return f"dns:{name}:{port}"
+    return check_dialable(text)
+
+
+def check_dialable(text: str) -> str:
+    """A multiaddr to dial: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, with or without `/p2p/PEER_ID`."""
+    return _joined(_dialable(text))
+
+
+def dns_name_and_port(text: str, default_port: int) -> tuple[str, int]:
+    """Name and port of `dns:NAME[:PORT]`.
+
+    Raises:
+        ValueError: the name is none, or the port.
+    """
+    name, colon, port = text.removeprefix("dns:").partition(":")
+    labels = name.rstrip(".").split(".")
+    if len(name) > 253 or not all(_is_label(label) for label in labels):
+        raise ValueError(f"{text!r}: after dns: comes a DNS name, such as dns:tasks.CHORUS_chorus:9000")
+    if colon and not (is_port(port) and int(port)):
+        raise ValueError(f"{text!r}: the port must be a number from 1 to 65535, not {port!r}")
+    return name, int(port) if port else default_port
+
+
+def _is_label(text: str) -> bool:
+    plain = text.replace("-", "").replace("_", "")  # Docker names services STACK_SERVICE
+    return 0 < len(text) <= 63 and plain.isalnum() and text.isascii()
 
 
 def port_of(multiaddr: str) -> tuple[str, int]:
@@ -103,7 +129,7 @@ def _reason(error: Exception, text: str) -> str:
     if "underscore" in reason or "U+005F" in reason:
         return (
             "a DNS name in a multiaddr holds no '_' (Docker names services STACK_SERVICE); "
-            "give the service a network alias without one"
+            "write dns:NAME:PORT instead, or give the service a network alias without one"
         )
     if "CID" in reason or "p2p" in reason:
         return "what follows /p2p/ is no peer id; one starts with 12D3KooW, or with Qm"

@@ -136,6 +136,40 @@ def check_network_key(value: str) -> str:
     return key.hex()
 
 
+def check_cidr(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise ValueError(f"must be a network such as 10.0.1.0/24 or fd00::/8, not {value!r} ({error})") from None
+
+
+def check_service(value: str) -> str:
+    plain = value.replace("-", "").replace("_", "").replace(".", "")
+    if not plain.isalnum() or not value.isascii() or len(value) > 128:
+        raise ValueError(f"must be a service's name as `docker service ls` prints it (CHORUS_chorus), not {value!r}")
+    return value
+
+
+def check_docker_host(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        good = (
+            (url.scheme == "unix" and not url.netloc and url.path.startswith("/"))
+            or (url.scheme in ("tcp", "http") and bool(url.hostname) and url.port is not None and url.path in ("", "/"))
+        ) and not (url.username or url.password or url.query or url.fragment)
+    except ValueError:
+        good = False
+    if good and value.isprintable() and " " not in value:
+        return value.rstrip("/")
+    if value.startswith("ssh:"):
+        raise ValueError(f"{value!r}: ssh is not supported; forward the socket (ssh -L) and give unix:///PATH")
+    if value.startswith("https:"):
+        raise ValueError(
+            f"{value!r}: TLS is not supported; put a socket proxy beside the node and give tcp://HOST:PORT"
+        )
+    raise ValueError(f"must be unix:///PATH, tcp://HOST:PORT or http://HOST:PORT, not {value!r}")
+
+
 def check_peer_id(value: str) -> str:
     try:
         peer_id_bytes(value)

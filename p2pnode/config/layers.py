@@ -26,6 +26,8 @@ FLAGS: Final[Mapping[str, str]] = {
     "--listen": "network.listen",
     "--bootstrap": "network.bootstrap",
     "--announce": "network.announce",
+    "--discovery": "discovery.mode",
+    "--mdns": "discovery.mdns",
     "--api": "api.listen",
     "--api-token-file": "api.token_file",
     "--log-level": "log.level",
@@ -37,15 +39,20 @@ ALIASES: Final[Mapping[str, str]] = {
     "CHORUS_AGENT_ID": "agent.id",
     "CHORUS_AGENT_NAME": "agent.name",
     "CHORUS_BOOTSTRAP_PEERS": "network.bootstrap",
+    "CHORUS_SERVICE_NAME": "discovery.services",
+    "DOCKER_HOST": "discovery.docker_host",
+    "WHOOSH_DISCOVERY_MODE": "discovery.mode",
 }
 """Variables that operators of CHORUS set already; they rank with the environment, below the `P2PNODE_` form."""
 
-FALLBACKS: Final[Mapping[str, tuple[str, str]]] = {
-    "CHORUS_AGENT_NAME": ("node.name", "{}"),
-    "CHORUS_AGENT_PORT": ("agent.endpoint", "http://127.0.0.1:{}"),
-    "CHORUS_P2P_PORT": ("network.listen", "/ip4/0.0.0.0/tcp/{}"),
-}
-"""Variables that change a default only, and how: whatever sets the key itself wins, the TOML file included."""
+FALLBACKS: Final[Sequence[tuple[str, str, str]]] = (
+    ("CHORUS_AGENT_NAME", "node.name", "{}"),
+    ("CHORUS_AGENT_PORT", "agent.endpoint", "http://127.0.0.1:{}"),
+    ("CHORUS_AGENT_PORT", "discovery.agent_port", "{}"),
+    ("CHORUS_P2P_PORT", "network.listen", "/ip4/0.0.0.0/tcp/{}"),
+    ("CHORUS_P2P_PORT", "discovery.p2p_port", "{}"),
+)
+"""Variables that change a default only: which one, and how. Whatever sets the key itself wins, the file included."""
 
 OTHER_VARIABLES: Final = ("P2PNODE_API", "P2PNODE_CONFIG")
 """Known, but no settings: which sidecar the commands ask, and where the TOML file is."""
@@ -125,7 +132,7 @@ def load_settings(flags: Mapping[str, object], environ: Mapping[str, str], file:
 
 
 def _put_fallbacks(merge: _Merge, known: Mapping[str, Key], environ: Mapping[str, str]) -> None:
-    for name, (dotted, form) in FALLBACKS.items():
+    for name, dotted, form in FALLBACKS:
         if text := environ.get(name):
             value = form.format(text)
             merge.put(dotted, (value,) if known[dotted].many else value, f"env {name}")

@@ -60,7 +60,7 @@ def reference_tables() -> str:
 
 def _also(key: Key) -> list[str]:
     aliases = [name for name, dotted in ALIASES.items() if dotted == key.dotted]
-    return aliases + [name for name, (dotted, _) in FALLBACKS.items() if dotted == key.dotted]
+    return aliases + [name for name, dotted, _ in FALLBACKS if dotted == key.dotted]
 
 
 def _code(names: list[str]) -> str:

@@ -27,6 +27,13 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         )
     if network.key and network.key_file is not None:
         yield ("network.key", "network.key_file"), "both are set; keep one of them"
+    if network.announce and network.announce_cidr:
+        yield (
+            ("network.announce_cidr", "network.announce"),
+            "network.announce names the addresses already; keep one of them",
+        )
+    if settings.discovery.mode == "mdns" and settings.discovery.mdns == "off":
+        yield ("discovery.mdns", "discovery.mode"), "is off, but discovery.mode is mdns; drop one of them"
     for key, listeners in (("network.listen", network.listen), ("api.listen", api.listen)):
         # Port 0 is a new free port each time, so the same text twice is no clash.
         twice = {each for each in listeners if listeners.count(each) > 1 and not each.endswith(("/0", ":0"))}

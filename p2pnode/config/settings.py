@@ -11,18 +11,21 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 
-from p2pnode.config.addresses import check_announce, check_api_listener, check_bootstrap, check_listen
+from p2pnode.config.addresses import DEFAULT_PORT, check_announce, check_api_listener, check_bootstrap, check_listen
 from p2pnode.config.checks import (
     Between,
     Check,
     check_allowed_host,
+    check_cidr,
     check_cluster,
+    check_docker_host,
     check_endpoint,
     check_name,
     check_network_key,
     check_path,
     check_path_or_none,
     check_peer_id,
+    check_service,
     check_text,
     check_topic,
     check_word,
@@ -33,9 +36,8 @@ from p2pnode.paths import default_data_dir
 
 Role = Literal["chorus", "whoosh", "bridge", "bootstrap"]
 Stack = Literal["fused", "library"]
-
-DEFAULT_P2P_PORT = 9000
-"""Where CHORUS listens today (facts/domain.md)."""
+DiscoveryMode = Literal["auto", "docker-swarm", "dns", "mdns", "static"]
+Switch = Literal["auto", "on", "off"]
 
 
 def _about(description: str, *, unit: str = "", shown: str = "", secret: bool = False) -> dict[str, str]:
@@ -54,6 +56,9 @@ TopicName = Annotated[str, Check(check_topic)]
 NetworkKey = Annotated[str, Check(check_network_key)]
 TrustedPeer = Annotated[str, Check(check_peer_id)]
 AllowedHost = Annotated[str, Check(check_allowed_host)]
+Cidr = Annotated[str, Check(check_cidr)]
+Service = Annotated[str, Check(check_service)]
+Port = Annotated[int, Between(1, 65535)]
 FilePath = Annotated[Path, Check(check_path, before=True)]
 
 
@@ -100,7 +105,7 @@ class NetworkSettings:
     """Whom this node connects to, and how others reach it."""
 
     listen: tuple[Listen, ...] = field(
-        default=(f"/ip4/0.0.0.0/tcp/{DEFAULT_P2P_PORT}",),
+        default=(f"/ip4/0.0.0.0/tcp/{DEFAULT_PORT}",),
         metadata=_about(
             "Multiaddrs to listen on: `/ip4|ip6/ADDRESS/tcp/PORT`; port 0 is any free one. 9000 is CHORUS's port."
         ),
@@ -111,11 +116,19 @@ class NetworkSettings:
             "Multiaddrs told to others instead of those listened on: behind a published port or address translation."
         ),
     )
+    announce_cidr: tuple[Cidr, ...] = field(
+        default=(),
+        metadata=_about(
+            "Of this machine's addresses only those in these networks are told to others, in this order: a container "
+            "has some that nobody outside can use. Empty: all of them."
+        ),
+    )
     bootstrap: tuple[Bootstrap, ...] = field(
         default=(),
         metadata=_about(
-            "Multiaddrs to join by: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT/p2p/PEER_ID`; "
-            "dialled for ever. Empty: this node waits to be dialled. A DNS name holds no `_`."
+            "Where to join, dialled for ever: `/ip4|ip6|dns|dns4|dns6/HOST/tcp/PORT`, best with `/p2p/PEER_ID`; "
+            "`file:PATH`, a file with one such address per line, read again when it changes; `dns:NAME[:PORT]`, every "
+            "address of that name, as `dns:tasks.SERVICE` in Docker Swarm. Empty: what `discovery` finds."
         ),
     )
     target_links: Annotated[int, Between(0, 1000)] = field(
@@ -151,6 +164,70 @@ class NetworkSettings:
     key_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
         default=None,
         metadata=_about("File that holds `key`: a `swarm.key`.", unit="path", shown="none"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoverySettings:
+    """Where peers are looked for besides `network.bootstrap`."""
+
+    mode: DiscoveryMode = field(
+        default="auto",
+        metadata=_about(
+            "`auto`: every source that is there; `docker-swarm`, `dns`, `mdns`: that one; `static`: none of them. "
+            "`network.bootstrap` is used in every mode."
+        ),
+    )
+    mdns: Switch = field(
+        default="auto",
+        metadata=_about(
+            "Multicast DNS. `auto`: by `mode`, where this node listens on an interface that can multicast; `on` and "
+            "`off` say so whatever the mode."
+        ),
+    )
+    mdns_interfaces: tuple[Word, ...] = field(
+        default=(),
+        metadata=_about(
+            "Interfaces that multicast DNS uses, by name. Empty: those that are up, can multicast, and hold an address "
+            "that this node announces.",
+            shown="by announced address",
+        ),
+    )
+    docker_host: Annotated[str, Check(check_docker_host)] = field(
+        default="unix:///var/run/docker.sock",
+        metadata=_about(
+            "The Docker API: `unix:///PATH`, `tcp://HOST:PORT` or `http://HOST:PORT`. In mode `auto` it is used when "
+            "the socket is there, or when this is set.",
+            unit="URL",
+        ),
+    )
+    docker_network: Text = field(
+        default="",
+        metadata=_about(
+            "Name of the Docker network whose addresses count. Empty: the first of a task's networks that this node "
+            "has an address in.",
+            shown="the first one in reach",
+        ),
+    )
+    services: tuple[Service, ...] = field(
+        default=("CHORUS_chorus",),
+        metadata=_about(
+            "Docker Swarm services whose tasks are peers; also asked for as `tasks.SERVICE` in Swarm's DNS."
+        ),
+    )
+    p2p_port: Port = field(
+        default=DEFAULT_PORT, metadata=_about("Where the sidecars of those tasks listen for peers.", unit="port")
+    )
+    agent_port: Port = field(
+        default=8080, metadata=_about("Where the agents of those tasks serve their HTTP API.", unit="port")
+    )
+    refresh_seconds: Annotated[float, Between(1, 3600)] = field(
+        default=10.0,
+        metadata=_about(
+            "Pause between two looks at the Docker API, and the longest between two at DNS: a changed service is "
+            "followed within it.",
+            unit="seconds",
+        ),
     )
 
 
@@ -288,6 +365,7 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     log: LogSettings = field(default_factory=LogSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    discovery: DiscoverySettings = field(default_factory=DiscoverySettings)
     transport: TransportSettings = field(default_factory=TransportSettings)
     trust: TrustSettings = field(default_factory=TrustSettings)
     gossip: GossipSettings = field(default_factory=GossipSettings)

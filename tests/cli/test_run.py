@@ -59,7 +59,7 @@ def test_without_dashes_there_is_no_agent(run: Run, started: list[Any], tmp_path
     assert started[0][1] is None
 
 
-@pytest.mark.parametrize("arguments", [["sh", "-c", "true"], ["--"], ["agent"], ["--role"], ["--mdns"]])
+@pytest.mark.parametrize("arguments", [["sh", "-c", "true"], ["--"], ["agent"], ["--role"], ["--mdsn"]])
 def test_an_agent_without_dashes_and_dashes_without_an_agent_are_wrong_usage(
     run: Run, started: list[Any], arguments: list[str]
 ) -> None:

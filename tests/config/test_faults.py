@@ -62,6 +62,7 @@ def test_planted_faults_of_every_layer_are_reported_at_once(faults: Faults) -> N
         "env P2PNODE_NETWORK_LISTN",
         "log.format (env P2PNODE_LOG_FORMAT)",
         "network.listen[0] (env CHORUS_P2P_PORT)",
+        "discovery.p2p_port (env CHORUS_P2P_PORT)",
         "messages.keep_bytes (env P2PNODE_MESSAGES_KEEP_BYTES)",
         "node.role (flag --role)",
         "api.listen[1] (flag --api)",
@@ -169,15 +170,17 @@ def test_a_listen_address_that_cannot_be_listened_on_is_refused(faults: Faults, 
 @pytest.mark.parametrize(
     ("addr", "problem"),
     [
-        ("file:/etc/peers", "not supported yet in this version"),
-        ("dns:tasks.CHORUS_chorus:9000", "not supported yet in this version"),
+        ("file:", "after file: comes the path"),
+        ("dns:", "after dns: comes a DNS name"),
+        ("dns:tasks..chorus", "after dns: comes a DNS name"),
+        ("dns:tasks.chorus/x:9000", "after dns: comes a DNS name"),
+        ("dns:tasks.chorus:0", "the port must be a number from 1 to 65535"),
         ("/dns4/tasks.CHORUS_chorus/tcp/9000", "a DNS name in a multiaddr holds no '_'"),
         ("/ip4/10.0.0.1/tcp/9000/p2p/12D3KooWBAD", "is no peer id"),
         ("/ip4/0.0.0.0/tcp/9000", "nobody can dial 0.0.0.0"),
         ("/ip6/::/tcp/9000", "nobody can dial ::"),
         ("/ip4/10.0.0.1/tcp/0", "nobody can dial port 0"),
         ("/ip4/10.0.0.1/udp/9000/quic-v1", "dials TCP only"),
-        ("/ip4/10.0.0.1/tcp/9000", "add /p2p/PEER_ID"),
         (f"/p2p/{PEER}", "dials TCP only"),
         (f"/ip4/10.0.0.1/tcp/9000/p2p/{PEER}/p2p-circuit", "dials TCP only"),
     ],
@@ -323,3 +326,43 @@ def test_the_wrong_file_ends_the_command_with_64(faults: Faults, load: Load) -> 
         load("x = 1")
     assert caught.value.exit_code == 64
     assert "the configuration has 1 fault:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("mode", '"swarm"', "must be one of auto, docker-swarm, dns, mdns, static, not 'swarm'"),
+        ("mdns", "true", "must be one of auto, on, off"),
+        ("docker_host", '"ssh://host"', "ssh is not supported; forward the socket"),
+        ("docker_host", '"https://host:2376"', "TLS is not supported"),
+        ("docker_host", '"tcp://user:pw@host:1"', "must be unix:///PATH"),
+        ("docker_host", '"tcp://host"', "must be unix:///PATH, tcp://HOST:PORT or http://HOST:PORT"),
+        ("docker_host", '"unix://var/run/docker.sock"', "must be unix:///PATH"),
+        ("services", '["CHORUS chorus"]', "must be a service's name as `docker service ls` prints it"),
+        ("p2p_port", "0", "must be from 1 to 65535"),
+        ("refresh_seconds", "0.1", "must be from 1 to 3600"),
+    ],
+)
+def test_wrong_discovery_settings_are_told_with_what_would_be_right(
+    faults: Faults, key: str, value: str, problem: str
+) -> None:
+    (told,) = faults(f"[discovery]\n{key} = {value}").values()
+    assert problem in told
+
+
+def test_a_wrong_network_to_announce_is_told(faults: Faults) -> None:
+    found = faults('[network]\nannounce_cidr = ["10.0.1.7/24", "overlay"]')
+    assert found.keys() == {"network.announce_cidr[0] (file FILE)", "network.announce_cidr[1] (file FILE)"}
+    assert "has host bits set" in found["network.announce_cidr[0] (file FILE)"]
+    assert "must be a network such as 10.0.1.0/24" in found["network.announce_cidr[1] (file FILE)"]
+
+
+def test_contradicting_ways_of_discovery_are_told(faults: Faults) -> None:
+    found = faults(
+        '[network]\nannounce = ["/ip4/10.0.0.1/tcp/9000"]\nannounce_cidr = ["10.0.0.0/8"]\n'
+        '[discovery]\nmode = "mdns"\nmdns = "off"'
+    )
+    assert found == {
+        "network.announce_cidr (file FILE)": "network.announce names the addresses already; keep one of them",
+        "discovery.mdns (file FILE)": "is off, but discovery.mode is mdns; drop one of them",
+    }

@@ -78,12 +78,22 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_LOG_FORMAT": "json",
         "P2PNODE_NETWORK_LISTEN": "/ip4/127.0.0.1/tcp/0",
         "P2PNODE_NETWORK_ANNOUNCE": "/dns4/alpha.example/tcp/9001",
+        "P2PNODE_NETWORK_ANNOUNCE_CIDR": "",
         "P2PNODE_NETWORK_BOOTSTRAP": f"/dns/whoosh/tcp/9000/p2p/{PEER}",
         "P2PNODE_NETWORK_TARGET_LINKS": "3",
         "P2PNODE_NETWORK_MAX_LINKS": "12",
         "P2PNODE_NETWORK_DIAL_BACKOFF_MAX_SECONDS": "2.5",
         "P2PNODE_NETWORK_KEY": "0b" * 32,
         "P2PNODE_NETWORK_KEY_FILE": "",
+        "P2PNODE_DISCOVERY_MODE": "dns",
+        "P2PNODE_DISCOVERY_MDNS": "on",
+        "P2PNODE_DISCOVERY_MDNS_INTERFACES": "eth0,wlan0",
+        "P2PNODE_DISCOVERY_DOCKER_HOST": "tcp://proxy:2375",
+        "P2PNODE_DISCOVERY_DOCKER_NETWORK": "CHORUS_net",
+        "P2PNODE_DISCOVERY_SERVICES": "CHORUS_chorus,WHOOSH_whoosh",
+        "P2PNODE_DISCOVERY_P2P_PORT": "9001",
+        "P2PNODE_DISCOVERY_AGENT_PORT": "8081",
+        "P2PNODE_DISCOVERY_REFRESH_SECONDS": "5",
         "P2PNODE_TRUST_ORCHESTRATORS": f"{PEER},{OTHER}",
         "P2PNODE_TRUST_BRIDGES": OTHER,
         "P2PNODE_GOSSIP_DEGREE": "4",
@@ -107,10 +117,13 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
     }
     assert set(given) == {key.variable for key in keys()}
     loaded = load(None, given)
-    # Key and file of a key contradict each other, so they take turns.
+    # Key and file of a key contradict each other, as do addresses and networks to announce, so they take turns.
+    in_turn = ("network.key_file", "network.announce_cidr")
     assert loaded.sources == {
-        key.dotted: "default" if key.dotted == "network.key_file" else f"env {key.variable}" for key in keys()
+        key.dotted: "default" if key.dotted in in_turn else f"env {key.variable}" for key in keys()
     }
+    by_network = load(None, {**given, "P2PNODE_NETWORK_ANNOUNCE": "", "P2PNODE_NETWORK_ANNOUNCE_CIDR": "10.0.0.0/8"})
+    assert by_network.settings.network.announce_cidr == ("10.0.0.0/8",)
     by_file = load(None, {**given, "P2PNODE_NETWORK_KEY": "", "P2PNODE_NETWORK_KEY_FILE": "/run/secrets/swarm.key"})
     assert by_file.settings.network.key_file == Path("/run/secrets/swarm.key")
     assert by_file.sources["network.key_file"] == "env P2PNODE_NETWORK_KEY_FILE"

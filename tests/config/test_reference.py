@@ -24,13 +24,13 @@ def test_the_page_holds_no_key_that_does_not_exist() -> None:
 
 def test_the_page_names_every_variable_and_flag() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    names = [*ALIASES, *FALLBACKS, *OTHER_VARIABLES, *FLAGS, *(key.variable for key in keys())]
+    names = [*ALIASES, *(name for name, _, _ in FALLBACKS), *OTHER_VARIABLES, *FLAGS, *(key.variable for key in keys())]
     assert [name for name in names if f"`{name}`" not in page] == []
 
 
 def test_every_flag_and_alias_leads_to_a_key() -> None:
     dotted = {key.dotted for key in keys()}
-    assert {*FLAGS.values(), *ALIASES.values(), *(key for key, _ in FALLBACKS.values())} <= dotted
+    assert {*FLAGS.values(), *ALIASES.values(), *(key for _, key, _ in FALLBACKS)} <= dotted
 
 
 def test_every_key_says_what_it_means() -> None:
