@@ -15,6 +15,7 @@ from p2pnode.core.peerid import PeerId
 JsonObject = dict[str, Any]
 Direction = Literal["inbound", "outbound"]
 Readiness = Literal["delivering", "degraded", "not-ready"]
+Method = Literal["bootstrap", "mdns", "docker", "dns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,90 @@ class HostEvents(Protocol):
         """The connection stands, but the peer answers no ping; said again for as long as it does not."""
 
 
+@dataclass(frozen=True, slots=True)
+class FoundAgent:
+    """What an orchestrator says of the agent at a place (facts of the Swarm API, named as WHOOSH names them).
+
+    Args:
+        id: the first 12 characters of the task's id.
+        name: `CHORUS-Task-<slot>`.
+        endpoint: its own HTTP API, `http://<ip>:8080`.
+        p2p_addr: `<ip>:9000`.
+        cluster_id: the cluster it belongs to.
+    """
+
+    id: str
+    name: str
+    endpoint: str
+    p2p_addr: str
+    cluster_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Somewhere a node may be reached.
+
+    Args:
+        addr: a multiaddr that can be dialled, with `/p2p/<peer id>` when the source knows who lives there.
+        agent: what the source knows of the agent there.
+    """
+
+    addr: str
+    agent: FoundAgent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a source finds less than it should.
+
+    Args:
+        code: one of a fixed set of words, by which the doctor and tests name it (`docker-socket-missing`).
+        problem: what is wrong and where, with the evidence: one sentence.
+        fix: what the operator is to do.
+    """
+
+    code: str
+    problem: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """All that one source knows now; it replaces what the source said before.
+
+    Args:
+        method: what kind of source it is.
+        subject: what it looks at: a socket's URL, a DNS name, interface names, a file's path. With `method` it is the
+            source's own name.
+        places: what it found; in a failure, what it found last and still believes.
+        troubles: empty when all is well.
+        took_seconds: how long this look took; None for a source that is told rather than asks.
+    """
+
+    method: Method
+    subject: str
+    places: tuple[Place, ...] = ()
+    troubles: tuple[Trouble, ...] = ()
+    took_seconds: float | None = None
+
+
+Report = Callable[[SourceReport], None]
+"""Called on the event loop; returns at once and never raises."""
+
+
+class Source(Protocol):
+    """A place to look for peers at. What it cannot do it reports as a trouble, and tries on."""
+
+    @property
+    def method(self) -> Method: ...
+
+    @property
+    def subject(self) -> str: ...
+
+    async def run(self, report: Report) -> None:
+        """Look, and report what changed, until cancelled; an exception is a bug, and starts it anew after a pause."""
+
+
 class Host(Protocol):
     """Connections and request streams over libp2p."""
 
@@ -62,8 +147,12 @@ class Host(Protocol):
     async def dial(self, addr: str) -> PeerId:
         """Connect to a multiaddr, with or without `/p2p/…`; returns who answered.
 
+        An address without a peer id may lead to somebody there is a link with already: that link stays the only one.
+
         Raises:
-            Unavailable: nobody answers there, or somebody else than the address names.
+            Unavailable: reason `dial`: nobody answers there; `dns`: the name does not resolve; `other-peer`: somebody
+                else lives there than the address names; `network-key`: who answers is in another private network, or
+                in none; `self`: it is this node.
         """
 
     async def hang_up(self, peer: PeerId) -> None:
@@ -80,8 +169,12 @@ class Host(Protocol):
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
         """Answer requests; `answer` raising InvalidMessage ends that stream only."""
 
-    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
-        """Does `peer` answer at one of `addrs` (multiaddrs without `/p2p/…`)? A handshake proves it; no link stays."""
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float, *, fresh: bool = False) -> bool:
+        """Does `peer` answer at one of `addrs` (multiaddrs without `/p2p/…`)? A handshake proves it; no link stays.
+
+        Args:
+            fresh: dial in any case; else a link that said something within the last second is proof enough.
+        """
 
     def round_trip(self, peer: PeerId) -> float | None:
         """The newest measured round trip of a link, in seconds."""
@@ -89,8 +182,16 @@ class Host(Protocol):
     def counters(self) -> Mapping[tuple[str, str], int]:
         """How often each `(what, reason)` happened.
 
-        `broken`: connections that ended by what the peer sent, or left dying. `failed`: exceptions of our own
-        that nobody expected, by where they came from.
+        `broken`: connections that ended by what the peer sent, or left dying. `refused`: connections that came in
+        from another private network or none (`network-key`). `failed`: exceptions of our own that nobody expected,
+        by where they came from.
+        """
+
+    def strangers(self) -> Mapping[str, int]:
+        """How many connections from another private network, or from none, were refused, by IP address.
+
+        At most 64 addresses, those heard of last, the latest at the end. Only who said something that shows it is
+        counted: who hung up at once may be a health check.
         """
 
     async def ping(self, peer: PeerId) -> float:
@@ -333,6 +434,22 @@ class Sidecar(Protocol):
 
         Raises:
             Unavailable: 503, with a reason.
+        """
+
+    async def doctor(self) -> JsonObject:
+        """Why this node is alone or degraded: `status` (`healthy`, `degraded`, `failed`), `exit_code` (0, 1, 2),
+        `summary` (one line of what there is of good), `findings` (`code`, `severity`, `title`, `evidence`: lines,
+        `fix`; the worst first), `checked` (names of the checks made), `at`. Takes five seconds at most.
+
+        Raises:
+            Unavailable: 503, with a reason.
+        """
+
+    def discovery(self) -> JsonObject:
+        """Where peers are looked for: `mode`, and `sources`, each with `method`, `subject`, `wanted` (asked for by
+        name), `state` (`working`, `failing`), `places` (`addr`, `peer_id`, `name`, `agent_id`, `endpoint`, `state`,
+        `error`) and `troubles` (`code`, `problem`, `fix`). A place is `linked`, a `member` without a link, `unreached`
+        (`error` says why), `unknown` (not tried yet) or `self`: this node; what nobody knows is null.
         """
 
     async def ping(self, peer: str) -> JsonObject:

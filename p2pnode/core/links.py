@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from random import Random
 
-from p2pnode.core.membership.record import GONE, Member, MemberState
+from p2pnode.core.membership.record import Member, MemberState
 from p2pnode.core.peerid import PeerId
+from p2pnode.core.places import Places, Target, Why
 
 MAX_ATTEMPTS = 4096
 """Addresses whose failures are remembered; above it those whose backoff is over are forgotten."""
@@ -38,6 +38,8 @@ class LinkSettings:
         dead_every_seconds: one of the dead is tried so often, for the day the network heals; by each node less often
             in large fleets, see `dead_share_seconds`. While we are alone, three times as often.
         dead_share_seconds: times the live members, when that is longer: all of them together try ten a second.
+        found_settle_seconds: for so long after we were alone found places are not dialled: who we met first tells us of
+            most of them.
         closing_seconds: how long a link that is one too many may take to close before it is closed again.
     """
 
@@ -52,6 +54,7 @@ class LinkSettings:
     away_seconds: float = 60.0
     dead_every_seconds: float = 3.0
     dead_share_seconds: float = 0.1
+    found_settle_seconds: float = 0.5
     closing_seconds: float = 5.0
 
 
@@ -68,30 +71,6 @@ class LinkView:
     outbound: bool
     since: float
     meshes: int
-
-
-class Why(StrEnum):
-    """Why somebody is dialled."""
-
-    BOOTSTRAP = "bootstrap"
-    SAVED = "saved"
-    MEMBER = "member"
-    HINT = "hint"
-    DEAD = "dead"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Somebody to dial, by the first address that answers.
-
-    Args:
-        peer: None when the address does not say who lives there.
-        addrs: multiaddrs without `/p2p/…` of a known peer, or one whole configured address.
-    """
-
-    peer: PeerId | None
-    addrs: tuple[str, ...]
-    why: Why
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +114,7 @@ class LinkPlanner:
         self._own = own
         self._settings = settings
         self._rng = rng
-        self._bootstraps = {addr: _peer_of(addr) for addr in bootstraps}
-        self._answered = dict(self._bootstraps)
+        self.places = Places(own, bootstraps, rng)
         self._saved = {peer: tuple(addrs) for peer, addrs in saved.items() if peer != own}
         self._hints: dict[PeerId, tuple[str, ...]] = {}
         self._attempts: dict[str, _Attempts] = {}
@@ -144,6 +122,7 @@ class LinkPlanner:
         self._away: dict[PeerId, float] = {}
         self._closing: dict[PeerId, float] = {}
         self._next_dead = 0.0
+        self._next_found = 0.0
         self._settled_at = 0.0
 
     # -- what happened -----------------------------------------------------------------
@@ -160,27 +139,26 @@ class LinkPlanner:
         """A dial that `plan` asked for ended.
 
         Args:
-            answered: who lives at an address that did not say so.
+            answered: who lives at an address that did not say so; known even where it was not reached: ourselves.
         """
-        key = _key(target)
-        self._dialling.pop(key, None)
+        self._dialling.pop(target.key, None)
+        if answered is not None and target.peer is None:
+            self.places.answered(target.addrs[0], answered)
         if not reached:
             if target.why is not Why.DEAD:
-                self._failed(key, now)
+                self._failed(target.key, now)
             if target.peer is not None and target.why is Why.HINT:
                 self._hints.pop(target.peer, None)
-        elif target.addrs[0] in self._bootstraps and target.peer is None:
-            self._answered[target.addrs[0]] = answered
+        elif target.addrs[0] in self.places and target.peer is None:
             # An address whose dweller we do not know cannot be seen among the links: not again at once.
-            self._attempts.setdefault(key, _Attempts()).not_before = now + self._settings.most_backoff_seconds
+            self._attempts.setdefault(target.key, _Attempts()).not_before = now + self._settings.most_backoff_seconds
 
     def closed(self, peer: PeerId, *, by_intent: bool, lasted: float, now: float) -> None:
         """A link closed. One that broke young counts as a failed dial, or who hangs up at once is dialled in a loop."""
         self._closing.pop(peer, None)
         if by_intent:
             self._away[peer] = now + self._settings.away_seconds
-        at = [peer, *(addr for addr, lives_there in self._answered.items() if lives_there == peer)]
-        for key in at:
+        for key in (peer, *self.places.addrs_of(peer)):
             if lasted < self._settings.most_backoff_seconds:
                 self._failed(key, now)
             else:
@@ -198,7 +176,7 @@ class LinkPlanner:
         self._away = {peer: until for peer, until in self._away.items() if until > now}
         dial = self._wanted(links, members, now)
         for target in dial:
-            self._dialling[_key(target)] = target
+            self._dialling[target.key] = target
         if len(self._attempts) > MAX_ATTEMPTS:
             self._attempts = {key: each for key, each in self._attempts.items() if each.not_before > now}
         self._closing = {peer: until for peer, until in self._closing.items() if until > now and peer in links}
@@ -208,12 +186,13 @@ class LinkPlanner:
         settings = self._settings
         alone = not links
         under_way = sum(1 for each in self._dialling.values() if each.why is not Why.DEAD)
-        targets = self._bootstraps_to_dial(links, members, now)
+        targets = self._places_to_dial(links, members, now)
         if alone:
             targets += self._ready((Target(peer, addrs, Why.SAVED) for peer, addrs in self._saved.items()), now)
         own = sum(1 for link in links.values() if link.outbound)
         if alone:
             self._settled_at = now + settings.settle_seconds
+            self._next_found = now + settings.found_settle_seconds
         wanted = settings.target if now >= self._settled_at else 0
         missing = max(wanted - len(links), settings.own - own) - under_way
         if missing > 0:
@@ -228,7 +207,7 @@ class LinkPlanner:
         ranked.sort(key=lambda each: each[0])
         unique: dict[str, Target] = {}
         for _, target in ranked:
-            unique.setdefault(_key(target), target)
+            unique.setdefault(target.key, target)
         return list(unique.values())[: max(settings.at_once - under_way, 0)] + self._one_of_the_dead(
             links, members, now
         )
@@ -259,21 +238,30 @@ class LinkPlanner:
         ]
 
     def _failures(self, target: Target) -> int:
-        attempts = self._attempts.get(_key(target))
+        attempts = self._attempts.get(target.key)
         return attempts.failures if attempts is not None else 0
 
-    def _bootstraps_to_dial(
+    def _places_to_dial(
         self, links: Mapping[PeerId, LinkView], members: Mapping[PeerId, Member], now: float
     ) -> list[Target]:
-        """Those that we never met, for ever; and all of them while we are alone."""
-        wanted = []
-        for addr, peer in self._answered.items():
-            if peer == self._own or (peer is not None and peer in links):
-                continue
-            member = members.get(peer) if peer is not None else None
-            if not links or member is None:
-                wanted.append(Target(self._bootstraps[addr], (addr,), Why.BOOTSTRAP))
-        return self._ready(wanted, now)
+        """Those where nobody was ever met: the configured ones for ever. Of the found ones, once we are not alone any
+        more, each is tried once, and then one at a time and rarely: there can be thousands without a node."""
+        ready = self._ready(self.places.unmet(links, members), now)
+        if not links:
+            return ready
+        configured = [target for target in ready if target.why is Why.BOOTSTRAP]
+        found = [target for target in ready if target.why is Why.FOUND]
+        if not found or now < self._next_found:
+            return configured
+        untried = [target for target in found if target.key not in self._attempts]
+        if not untried:
+            self._next_found = now + self._seldom(members) * self._rng.uniform(0.8, 1.2)
+        return configured + (untried or self._rng.sample(found, 1))
+
+    def _seldom(self, members: Mapping[PeerId, Member]) -> float:
+        """The pause by which all nodes together try a bounded number of hopeless addresses a second."""
+        alive = sum(1 for member in members.values() if member.state is MemberState.ALIVE)
+        return max(self._settings.dead_every_seconds, alive * self._settings.dead_share_seconds)
 
     def _one_of_the_dead(
         self, links: Mapping[PeerId, LinkView], members: Mapping[PeerId, Member], now: float
@@ -282,31 +270,24 @@ class LinkPlanner:
         at_once = 1 if links else 2
         if now < self._next_dead or sum(1 for each in self._dialling.values() if each.why is Why.DEAD) >= at_once:
             return []
-        alive = 0
-        dead = []
-        for peer, member in members.items():
-            alive += member.state is MemberState.ALIVE
-            if member.state is MemberState.DEAD and member.record.addrs and peer not in links:
-                dead.append(Target(peer, member.record.addrs, Why.DEAD))
-        # Started anew, a bootstrap may be at another address than its old record says, and know nobody.
-        bootstraps = [
-            Target(self._bootstraps[addr], (addr.rpartition("/p2p/")[0] or addr,), Why.DEAD)
-            for addr, peer in self._answered.items()
-            if peer is not None and peer not in links and peer in members and members[peer].state in GONE
+        dead = [
+            Target(peer, member.record.addrs, Why.DEAD)
+            for peer, member in members.items()
+            if member.state is MemberState.DEAD and member.record.addrs and peer not in links
         ]
-        pause = self._settings.dead_every_seconds
-        pause = max(pause, alive * self._settings.dead_share_seconds) if links else pause / 3
+        places = list(self.places.of_the_gone(links, members))
+        pause = self._seldom(members) if links else self._settings.dead_every_seconds / 3
         self._next_dead = now + pause * self._rng.uniform(0.8, 1.2)
-        if bootstraps and (not dead or self._rng.random() < 0.5):
-            dead = bootstraps
-        ready = [target for target in dead if _key(target) not in self._dialling]
+        if places and (not dead or self._rng.random() < 0.5):
+            dead = places
+        ready = [target for target in dead if target.key not in self._dialling]
         return self._rng.sample(ready, min(1, len(ready)))
 
     def _is_free(self, peer: PeerId, links: Mapping[PeerId, LinkView], alone: bool) -> bool:
         return peer != self._own and peer not in links and (alone or peer not in self._away)
 
     def _ready(self, targets: Iterable[Target], now: float) -> list[Target]:
-        return [target for target in targets if self._is_ready(_key(target), now)]
+        return [target for target in targets if self._is_ready(target.key, now)]
 
     def _is_ready(self, key: str, now: float) -> bool:
         """Neither under way nor in a backoff."""
@@ -335,6 +316,8 @@ class LinkPlanner:
 
     def _again_at(self, now: float) -> float:
         backoffs = [each.not_before for each in self._attempts.values() if each.not_before > now]
+        if self._next_found > now:
+            backoffs.append(self._next_found)
         if not any(each.why is Why.DEAD for each in self._dialling.values()):
             backoffs.append(max(self._next_dead, now + 0.05))
         return min([now + 1.0, *backoffs])
@@ -343,12 +326,3 @@ class LinkPlanner:
         settings = self._settings
         longest = min(settings.first_backoff_seconds * 2.0 ** min(failures - 1, 20), settings.most_backoff_seconds)
         return longest * self._rng.uniform(0.5, 1.0)
-
-
-def _key(target: Target) -> str:
-    return target.addrs[0] if target.peer is None or target.why is Why.BOOTSTRAP else target.peer
-
-
-def _peer_of(addr: str) -> PeerId | None:
-    _, found, peer = addr.rpartition("/p2p/")
-    return PeerId(peer) if found else None

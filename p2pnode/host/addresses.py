@@ -17,21 +17,21 @@ from p2pnode.errors import InvalidMessage, InvalidRequest, Unavailable
 _DIALABLE = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/]+/tcp/\d+")
 
 
-def split_peer(addr: str) -> tuple[str, PeerId]:
-    """A dialable multiaddr as `(address, peer id)`.
+def split_peer(addr: str) -> tuple[str, PeerId | None]:
+    """A dialable multiaddr as `(address, peer id)`; None when it does not say who lives there.
 
     Raises:
-        InvalidRequest: no multiaddr, not TCP, or without `/p2p/<peer id>`.
+        InvalidRequest: no multiaddr, not TCP, or what follows `/p2p/` is no peer id.
     """
     try:
-        parsed = Multiaddr(addr)
+        parsed = str(Multiaddr(addr))
     except (MultiaddrError, ValueError) as error:
         raise InvalidRequest(f"{addr!r} is no multiaddr: {error}") from error
-    where, _, peer = str(parsed).rpartition("/p2p/")
-    if not where:
-        raise InvalidRequest(f"{addr!r} names no peer", hint="add /p2p/<peer id>, as `p2pnode id` prints it there")
-    if _DIALABLE.fullmatch(where) is None:
-        raise InvalidRequest(f"{addr!r} cannot be dialled: only /ip4|ip6|dns|dns4|dns6/…/tcp/PORT/p2p/<peer id> can")
+    where, names_peer, peer = parsed.partition("/p2p/")
+    if _DIALABLE.fullmatch(where) is None or "/" in peer:
+        raise InvalidRequest(f"{addr!r} cannot be dialled: only /ip4|ip6|dns|dns4|dns6/…/tcp/PORT[/p2p/<peer id>] can")
+    if not names_peer:
+        return where, None
     try:
         peer_id_bytes(peer)
     except InvalidMessage as error:
@@ -67,12 +67,18 @@ def wildcard_to_interfaces(listening: Iterable[str]) -> list[str]:
     out: dict[str, None] = {}
     for addr in listening:
         parts = addr.split("/")
-        if parts[1] not in ("ip4", "ip6") or not ipaddress.ip_address(parts[2]).is_unspecified:
+        if not is_wildcard(addr):
             out[addr] = None
             continue
         for address in _own_addresses(parts[1]):
             out["/".join([*parts[:2], address, *parts[3:]])] = None
     return list(out)
+
+
+def is_wildcard(addr: str) -> bool:
+    """Does a listen address stand for every address of its family?"""
+    parts = addr.split("/")
+    return parts[1] in ("ip4", "ip6") and ipaddress.ip_address(parts[2]).is_unspecified
 
 
 def _own_addresses(kind: str) -> list[str]:

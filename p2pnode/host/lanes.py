@@ -14,9 +14,9 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from p2pnode.core.message import MessageId
 from p2pnode.core.yamux import INITIAL_WINDOW_BYTES
 from p2pnode.errors import InvalidMessage
+from p2pnode.host.foreign import LIBRARY_ERRORS
 from p2pnode.host.frames import FrameDecoder
 from p2pnode.host.fused.stream import FusedStream
-from p2pnode.host.library import LIBRARY_ERRORS
 from p2pnode.host.outbound import OutboundQueue
 
 READ_BYTES = 64 * 1024

@@ -11,29 +11,27 @@ from typing import Any
 import trio
 from libp2p.abc import IHost, INetConn, INetStream
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError
-from libp2p.io.exceptions import IOException
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
-from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
-from multiaddr.multiaddr import Multiaddr
 
-from p2pnode.core.peerid import PeerId, peer_id_bytes, peer_id_text
+from p2pnode.core.peerid import PeerId, peer_id_bytes
 from p2pnode.core.yamux import GoAwayCode
 from p2pnode.errors import P2PNodeError, Unavailable
-from p2pnode.host.addresses import dialable, split_peer, wildcard_to_interfaces
+from p2pnode.host.announcing import Announced
+from p2pnode.host.dialling import Dialling
+from p2pnode.host.foreign import LIBRARY_ERRORS, from_library_id, reason_of, to_library_id
 from p2pnode.host.frames import encode_frame, read_frame
 from p2pnode.host.fused.connection import FusedConnection
 from p2pnode.host.fused.outbox import Outbox
-from p2pnode.host.psk import Stranger, enter
+from p2pnode.host.strangers import Strangers
 from p2pnode.identity import Identity
 from p2pnode.ports import Direction, HostEvents, Link
 
+__all__ = ["AGENT_KEY", "LIBRARY_ERRORS", "LibraryHost", "from_library_id", "quiet_library_logs", "to_library_id"]
+
 log = logging.getLogger(__name__)
 
-DIAL_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 10.0
 HANG_UP_SECONDS = 2.0
 COLLAPSE_SECONDS = 1.0
@@ -50,9 +48,6 @@ DEAD_LINK_OPTIONS = (
 )
 """A silent link of the library's is given up 12 s after the last sign of life, as `fused/outbox.py` does its own."""
 
-# What the library raises for a peer or a network that is not as it should be.
-LIBRARY_ERRORS = (BaseLibp2pError, IOException, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
-
 
 def quiet_library_logs() -> None:
     """Its warnings go to stderr unformatted otherwise."""
@@ -61,31 +56,37 @@ def quiet_library_logs() -> None:
     library.propagate = False
 
 
-def to_library_id(peer: PeerId) -> ID:
-    return ID(peer_id_bytes(peer))
-
-
-def from_library_id(peer: ID) -> PeerId:
-    return peer_id_text(peer.to_bytes())
-
-
 class LibraryHost:
-    """`ports.Host` on py-libp2p. Made by `open_host`, usable inside it only."""
+    """`ports.Host` on py-libp2p. Made by `open_host`, usable inside it only.
 
-    def __init__(self, identity: Identity, host: IHost, swarm: Swarm, announce: Sequence[str], outbox: Outbox) -> None:
+    Attributes:
+        refused: connections that came in from another private network, or from none.
+    """
+
+    def __init__(
+        self,
+        identity: Identity,
+        host: IHost,
+        swarm: Swarm,
+        outbox: Outbox,
+        *,
+        announce: Sequence[str] = (),
+        announce_cidr: Sequence[str] = (),
+    ) -> None:
         self._identity = identity
-        self._announce = tuple(announce)
         self.library = host
         self.swarm = swarm
         self.outbox = outbox
+        self.refused = Strangers()
         self._links: dict[PeerId, Link] = {}
         self._sockets: dict[INetConn, trio.SocketStream | None] = {}
-        self._dialling: dict[PeerId, trio.Lock] = {}
         self._listeners: list[HostEvents] = []
         self._round_trips: dict[PeerId, float] = {}
         self._hung_up: set[PeerId] = set()
         self._tasks: trio.Nursery | None = None
         self.handler_failures = 0
+        self._announced = Announced(self.peer_id, announce, announce_cidr, self._listening)
+        self._dialling = Dialling(self.peer_id, swarm, self._links)
         outbox.on_silent = self._silent
 
     @property
@@ -99,85 +100,21 @@ class LibraryHost:
             events.link_opened(link)
 
     def addrs(self) -> tuple[str, ...]:
-        suffix = f"/p2p/{self.peer_id}"
-        if self._announce:
-            return tuple(addr if "/p2p/" in addr else addr + suffix for addr in self._announce)
-        listening = [str(addr) for listener in self.swarm.listeners.values() for addr in listener.get_addrs()]
-        return tuple(addr + suffix for addr in wildcard_to_interfaces(listening))
+        return self._announced.addrs()
+
+    def _listening(self) -> list[str]:
+        return [str(addr) for listener in self.swarm.listeners.values() for addr in listener.get_addrs()]
 
     def links(self) -> Mapping[PeerId, Link]:
         return self._links
 
     async def dial(self, addr: str) -> PeerId:
-        where, peer = split_peer(addr)
-        if peer == self.peer_id:
-            raise Unavailable(f"{addr} is this node itself", reason="self")
-        if peer in self._links:
-            return peer
-        try:
-            with trio.fail_after(DIAL_TIMEOUT_SECONDS):
-                async with self._dialling.setdefault(peer, trio.Lock()):
-                    if peer not in self._links:
-                        await self._dial_one_of(await dialable(where), to_library_id(peer))
-        except trio.TooSlowError as error:
-            silence = f"no answer within {DIAL_TIMEOUT_SECONDS:g} s"
-            if self.swarm.psk:
-                silence += "; a peer with another network key may be silent too (compare network.key of both)"
-            raise Unavailable(f"{addr}: {silence}", reason="dial") from error
-        except LIBRARY_ERRORS as error:
-            raise Unavailable(f"{addr}: {reason_of(error)}", reason="dial") from error
-        finally:
-            if (lock := self._dialling.get(peer)) is not None and not lock.statistics().tasks_waiting:
-                self._dialling.pop(peer, None)
-        return peer
+        return await self._dialling.dial(addr)
 
-    async def _dial_one_of(self, addrs: Sequence[str], peer: ID) -> None:
-        """Dial address by address. The library's own `connect` waits 250 ms and more between them, and blocks a
-        peer for 60 s that it did not reach; when to try whom is our decision."""
-        for last, addr in enumerate(addrs, 1 - len(addrs)):
-            try:
-                await self.swarm.dial_addr(Multiaddr(addr), peer)
-            except LIBRARY_ERRORS:
-                if not last:
-                    raise
-            else:
-                return
-
-    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
-        if self._is_heard(peer):
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float, *, fresh: bool = False) -> bool:
+        if not fresh and self._is_heard(peer):
             return True
-        reached = False
-
-        async def try_one(addr: str) -> None:
-            nonlocal reached
-            try:
-                await self._shake_hands(Multiaddr(addr), to_library_id(peer))
-            except Exception as error:
-                # What answers there may be anybody, and the library checks little of what it hears in a handshake:
-                # an `InvalidTag`, say, is none of its own errors, and would end the node.
-                log.debug("not reached by a probe", extra={"peer": peer, "addr": addr, "reason": reason_of(error)})
-            else:
-                reached = True
-                nursery.cancel_scope.cancel()
-
-        with trio.move_on_after(patience_seconds):
-            async with trio.open_nursery() as nursery:
-                for addr in addrs:
-                    nursery.start_soon(try_one, addr)
-        return reached
-
-    async def _shake_hands(self, addr: Multiaddr, peer: ID) -> None:
-        """Connect and let the other prove who it is; then close."""
-        transport = self.swarm.transport_manager.transport_for_dialing(addr)
-        if transport is None:
-            raise Unavailable(f"nothing dials {addr}", reason="dial")
-        raw = await transport.dial(addr)
-        assert isinstance(raw, RawConnection)
-        try:
-            await self.swarm.upgrader.upgrade_security(enter(raw, self.swarm.psk or ""), True, peer)
-        finally:
-            with trio.CancelScope(shield=True):
-                await raw.close()
+        return await self._dialling.probe(peer, addrs, patience_seconds)
 
     def round_trip(self, peer: PeerId) -> float | None:
         return next((c.round_trip for c in self._fused(peer) if c.round_trip is not None), self._round_trips.get(peer))
@@ -223,11 +160,16 @@ class LibraryHost:
 
     def counters(self) -> Mapping[tuple[str, str], int]:
         counted = {("broken", reason): count for reason, count in self.outbox.broken_by.items()}
+        if self.refused.refused:
+            counted["refused", "network-key"] = self.refused.refused
         return {
             **counted,
             ("failed", "stream"): self.outbox.failures,
             ("failed", "handler"): self.handler_failures,
         }
+
+    def strangers(self) -> Mapping[str, int]:
+        return self.refused.by_ip()
 
     def agent_version(self, peer: PeerId) -> str | None:
         """What the peer called its software in identify; None until it did."""
@@ -450,21 +392,3 @@ def _remote_addr(connection: INetConn) -> str:
         return ""
     kind = "ip6" if ":" in remote[0] else "ip4"
     return f"/{kind}/{remote[0]}/tcp/{remote[1]}"
-
-
-def reason_of(error: BaseException) -> str:
-    """One line: that it is another network, or what the operating system said, if such is behind it, else the
-    library's words; of its retries, which we have none of, the error behind them."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    for each in causes:
-        if isinstance(each, Stranger):
-            return str(each)
-    for each in causes:
-        if isinstance(each, OSError) and each.strerror:
-            return each.strerror
-    if str(error).startswith("Failed to connect after") and len(causes) > 1:
-        error = causes[1]
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__

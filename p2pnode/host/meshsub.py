@@ -19,9 +19,10 @@ from p2pnode.core.gossipsub.events import Priority, Protocol
 from p2pnode.core.message import MessageId
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import InvalidMessage
+from p2pnode.host.foreign import LIBRARY_ERRORS, from_library_id, to_library_id
 from p2pnode.host.frames import encode_frame
 from p2pnode.host.lanes import WRITE_SECONDS, Lane, lane_for, read_frames
-from p2pnode.host.library import LIBRARY_ERRORS, LibraryHost, from_library_id, to_library_id
+from p2pnode.host.library import LibraryHost
 from p2pnode.host.outbound import Frame, OutboundQueue
 from p2pnode.logs import Throttled
 from p2pnode.ports import Link, MeshsubEvents

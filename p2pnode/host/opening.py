@@ -37,10 +37,13 @@ from multiaddr.multiaddr import Multiaddr
 
 from p2pnode.core.yamux import Budget
 from p2pnode.errors import EnvironmentFault, InvalidRequest
+from p2pnode.host.foreign import reason_of, stranger_in
 from p2pnode.host.fused.connection import FusedConnection
 from p2pnode.host.fused.outbox import Outbox
 from p2pnode.host.fused.takeover import FusingUpgrader
-from p2pnode.host.library import AGENT_KEY, LibraryHost, quiet_library_logs, reason_of
+from p2pnode.host.library import AGENT_KEY, LibraryHost, quiet_library_logs
+from p2pnode.host.psk import HungUp
+from p2pnode.host.strangers import Strangers
 from p2pnode.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ async def open_host(
     listen: Sequence[str],
     *,
     announce: Sequence[str] = (),
+    announce_cidr: Sequence[str] = (),
     stack: Stack = "fused",
     network_key: bytes = b"",
 ) -> AsyncIterator[LibraryHost]:
@@ -96,6 +100,8 @@ async def open_host(
         stack: whose Noise frames and yamux carry the streams: `fused` is ours, `library` the library's.
         listen: multiaddrs `/ip4|ip6/…/tcp/PORT`, port 0 for any.
         announce: multiaddrs told to others instead of those listened on.
+        announce_cidr: networks such as `10.0.1.0/24`: of what 0.0.0.0 and :: stand for, only the addresses in these are
+            told to others, in this order. When none is in them, all are told, with a warning.
         network_key: 32 bytes that all members of a private network share; none: a public one.
 
     Raises:
@@ -133,11 +139,11 @@ async def open_host(
     outbox = Outbox()
     if stack == "fused":
         connect = functools.partial(FusedConnection, outbox=outbox, budget=Budget())
-        swarm.upgrade_inbound_raw_conn = functools.partial(  # type: ignore[method-assign]
-            _serve_inbound, swarm.upgrade_inbound_raw_conn
-        )
         swarm.upgrader = FusingUpgrader(swarm.upgrader, connect, outbox.refused)
-    host = LibraryHost(identity, library, swarm, announce, outbox)
+    host = LibraryHost(identity, library, swarm, outbox, announce=announce, announce_cidr=announce_cidr)
+    swarm.upgrade_inbound_raw_conn = functools.partial(  # type: ignore[method-assign]
+        _serve_inbound, swarm.upgrade_inbound_raw_conn, host.refused
+    )
     swarm.set_stream_handler(functools.partial(_negotiate, host, swarm.common_stream_handler))
     swarm.register_notifee(_Notifee(host))
     for addr in addrs:
@@ -175,13 +181,23 @@ def _keep_agent_versions() -> None:
 
 
 async def _serve_inbound(
-    inner: Callable[[IRawConnection, Multiaddr], Awaitable[IMuxedConn]], raw: IRawConnection, addr: Multiaddr
+    inner: Callable[[IRawConnection, Multiaddr], Awaitable[IMuxedConn]],
+    refused: Strangers,
+    raw: IRawConnection,
+    addr: Multiaddr,
 ) -> IMuxedConn:
-    """Return by an error when the connection has ended.
+    """Count strangers; and return by an error when a fused connection has ended.
 
     The library's task of an inbound connection would wait for the end of the host, one for each that ever was.
     """
-    connection = await inner(raw, addr)
+    remote = raw.get_remote_address()
+    try:
+        connection = await inner(raw, addr)
+    except Exception as error:
+        stranger = stranger_in(error)
+        if stranger is not None and not isinstance(stranger, HungUp) and remote is not None:
+            refused.came(remote[0])
+        raise
     if isinstance(connection, FusedConnection):
         await connection.ended.wait()
         raise SwarmException("the connection has ended")

@@ -76,6 +76,10 @@ class Stranger(IOException):
     """The other end does not begin as a member of our network does: what can be known of it, and what to check."""
 
 
+class HungUp(Stranger):
+    """It hung up before it said enough to know: a member may do that too, or whatever stands between."""
+
+
 _OR_ELSE = "or is no libp2p peer"
 NO_KEY_THERE = "it has no network key and this node has one: compare network.key of both"
 OTHER_KEY = f"what it sends cannot be read: it has another network key (compare network.key of both), {_OR_ELSE}"
@@ -153,7 +157,7 @@ class NetworkConnection(RawConnection):
                 raise Stranger(OTHER_KEY)
             return reading
         except (ConnectionClosedError, IncompleteReadError, RawConnError) as error:
-            raise Stranger(HUNG_UP_ON_KEY if self._key else HUNG_UP) from error
+            raise HungUp(HUNG_UP_ON_KEY if self._key else HUNG_UP) from error
 
     async def _is_greeted(self) -> bool:
         """False at the first wrong byte, since a stranger may never send as many as a greeting has."""

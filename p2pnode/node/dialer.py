@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
 import trio
 
-from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView, Target, Why
+from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView
 from p2pnode.core.membership.record import GONE, MemberState
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import EnvironmentFault, P2PNodeError
+from p2pnode.core.places import Target, Why, peer_of
+from p2pnode.errors import EnvironmentFault, P2PNodeError, Unavailable
 from p2pnode.node.members import Members
 from p2pnode.ports import Host, KnownPeers, Link
 
@@ -25,6 +28,19 @@ TARGET_SECONDS = 20.0
 
 SAVE_SECONDS = 20.0
 SAVED_PEERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DialFailure:
+    """Why nobody is reached at a place.
+
+    Args:
+        reason: a short fixed word, as `ports.Host.dial` gives them.
+        error: what happened, without the address.
+    """
+
+    reason: str
+    error: str
 
 
 class Dialer:
@@ -55,7 +71,9 @@ class Dialer:
         self._planner = LinkPlanner(host.peer_id, settings, self.bootstraps, known.load(), rng)
         self._since: dict[PeerId, float] = {}
         self._wake = trio.Event()
-        self._bootstrap_errors: dict[str, str] = {}
+        self._failures: dict[str, DialFailure] = {}
+        self.counted: Counter[tuple[str, str]] = Counter()
+        """Dials of places by why and how they ended: `reached`, or the failure's reason."""
 
     @property
     def bootstrap_errors(self) -> Mapping[str, str]:
@@ -63,13 +81,34 @@ class Dialer:
         return {addr: why for addr in self.bootstraps if (why := self._error_of(addr))}
 
     def _error_of(self, addr: str) -> str:
-        peer = PeerId(addr.rpartition("/p2p/")[2])
+        failure = self._failures.get(addr)
+        peer = peer_of(addr) or self.dweller(addr)
         if peer in self._host.links():
             return ""
-        member = self._members.get(peer)
+        member = self._members.get(peer) if peer is not None else None
         if member is None:
-            return self._bootstrap_errors.get(addr, "")
+            return failure.error if failure is not None else ""
         return f"the member there is {member.state.value}" if member.state in GONE else ""
+
+    @property
+    def failures(self) -> Mapping[str, DialFailure]:
+        """The latest failure at each configured or found address where the last dial failed."""
+        return self._failures
+
+    def answerers(self) -> Mapping[str, Sequence[PeerId]]:
+        """Who answered at each address that names nobody, the latest last."""
+        return self._planner.places.answerers()
+
+    def dweller(self, addr: str) -> PeerId | None:
+        """Who answered last at an address that names nobody."""
+        there = self.answerers().get(addr)
+        return there[-1] if there else None
+
+    def found(self, addrs: Iterable[str]) -> None:
+        """All that discovery finds now."""
+        self._planner.places.found(addrs)
+        self._failures = {addr: why for addr, why in self._failures.items() if addr in self._planner.places}
+        self.wake()
 
     def wake(self) -> None:
         """Something changed: links, or members."""
@@ -114,35 +153,54 @@ class Dialer:
         }
 
     async def _dial(self, target: Target) -> None:
-        answered: PeerId | None = None
+        reached: PeerId | None = None
         try:
-            with trio.move_on_after(TARGET_SECONDS):
-                answered = await self._dial_one_of(target)
-            if answered is None and target.peer in self._host.links():
-                answered = target.peer  # it dialled us meanwhile
+            with trio.move_on_after(TARGET_SECONDS) as patience:
+                reached = await self._dial_one_of(target)
+            if patience.cancelled_caught:
+                self._failed(target, target.addrs[0], "dial", f"no answer within {TARGET_SECONDS:g} s")
+            if reached is None and target.peer in self._host.links():
+                reached = target.peer  # it dialled us meanwhile
         finally:
-            self._planner.ended(target, reached=answered is not None, now=trio.current_time(), answered=answered)
-            if answered is not None and self._bootstrap_errors.pop(target.addrs[0], None) is not None:
-                log.info("bootstrap peer reached", extra={"addr": target.addrs[0]})
+            is_other = reached is not None and reached != self._host.peer_id
+            self._planner.ended(target, reached=is_other, now=trio.current_time(), answered=reached)
+            if is_other:
+                self._reached(target)
             self.wake()
 
     async def _dial_one_of(self, target: Target) -> PeerId | None:
-        """Who answered at the first address where anybody did."""
+        """Who answered at the first address where anybody did; ourselves where we did."""
         for addr in target.addrs:
-            whole = addr if target.why is Why.BOOTSTRAP or target.peer is None else f"{addr}/p2p/{target.peer}"
             try:
-                return await self._host.dial(whole)
+                return await self._host.dial(_whole(target, addr))
+            except Unavailable as error:
+                if error.reason == "self":
+                    return self._host.peer_id
+                self._failed(target, addr, error.reason, error.detail.removeprefix(f"{_whole(target, addr)}: "))
             except P2PNodeError as error:
-                self._failed(target, addr, error.detail.removeprefix(f"{addr}: "))
+                self._failed(target, addr, "refused", error.detail)
         return None
 
-    def _failed(self, target: Target, addr: str, reason: str) -> None:
-        if target.why is not Why.BOOTSTRAP:
-            log.debug("not reached", extra={"peer": target.peer, "addr": addr, "reason": reason})
-            return
-        if self._bootstrap_errors.get(addr) != reason:
-            log.warning("bootstrap peer not reached, trying on", extra={"addr": addr, "reason": reason})
-        self._bootstrap_errors[addr] = reason
+    def _reached(self, target: Target) -> None:
+        self.counted[target.why.value, "reached"] += 1
+        for addr in target.addrs:
+            if self._failures.pop(_whole(target, addr), None) is not None and target.why is Why.BOOTSTRAP:
+                log.info("bootstrap peer reached", extra={"addr": addr})
+
+    def _failed(self, target: Target, addr: str, reason: str, error: str) -> None:
+        whole = _whole(target, addr)
+        self.counted[target.why.value, reason] += 1
+        before = self._failures.get(whole)
+        if whole in self._planner.places:
+            self._failures[whole] = DialFailure(reason, error)
+        extra = {"addr": whole, "reason": error}
+        is_news = before is None or before.error != error
+        if target.why is Why.BOOTSTRAP and is_news:
+            log.warning("bootstrap peer not reached, trying on", extra=extra)
+        elif target.why is Why.FOUND and is_news:
+            log.info("found, but not reached; trying on", extra=extra)
+        else:
+            log.debug("not reached", extra=extra)
 
     async def _save_now_and_then(self) -> None:
         saved: Mapping[PeerId, tuple[str, ...]] = {}
@@ -167,3 +225,8 @@ class Dialer:
         ]
         alive.sort(key=lambda record: (record.peer_id not in links, record.peer_id))
         return {record.peer_id: record.addrs for record in alive[:SAVED_PEERS]}
+
+
+def _whole(target: Target, addr: str) -> str:
+    """An address of a target as it is dialled."""
+    return addr if target.peer is None or peer_of(addr) is not None else f"{addr}/p2p/{target.peer}"

@@ -40,6 +40,7 @@ from p2pnode.core.message import Accept, Ignore, Reject, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId, is_peer_id, peer_id_bytes, peer_id_text
 from p2pnode.core.reconcile import FEW, Reconciliation, Snapshot, answer
 from p2pnode.errors import EnvironmentFault, InvalidMessage, Unavailable
+from p2pnode.node.clocks import Clocks
 from p2pnode.node.news import NewsOutbox
 from p2pnode.ports import Host, Link, SeqnoStore
 from p2pnode.wire.members import (
@@ -139,6 +140,8 @@ class Members:
         self._helping: Counter[PeerId] = Counter()
         self._items: tuple[int, Snapshot] | None = None
         self.counted: Counter[str] = Counter()
+        self.twin_met: tuple[MemberRecord, int] | None = None
+        """The latest record of another live process with our identity, and the wall time when it came."""
         self.machine = Membership(
             own,
             Seals(self._seal_record, self._seal_accusation),
@@ -149,6 +152,7 @@ class Members:
             params=self._params,
         )
         self._outbox = NewsOutbox(self.machine, publish, tools.rng)
+        self._clocks = Clocks(host.links)
 
     # -- reading -----------------------------------------------------------------------
 
@@ -170,6 +174,10 @@ class Members:
     def alive(self) -> list[Member]:
         return [member for member in self.machine.members().values() if member.state is MemberState.ALIVE]
 
+    def clock_offsets(self) -> Mapping[PeerId, float]:
+        """Seconds by which the wall clock of each linked peer that told its own is ahead of ours."""
+        return self._clocks.offsets()
+
     # -- inputs ------------------------------------------------------------------------
 
     def link_opened(self, link: Link) -> None:
@@ -180,6 +188,7 @@ class Members:
             self._ask.set()
 
     def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
+        self._clocks.forget(peer)
         self._feed(LinkClosed(peer, by_intent))
 
     def link_silent(self, peer: PeerId) -> None:
@@ -295,6 +304,7 @@ class Members:
             extra={"addrs": list(record.addrs), "node_name": record.name, "it_is_older": yield_to_it},
         )
         self.counted["twin"] += 1
+        self.twin_met = (record, self._tools.wall_ns())
         if yield_to_it:
             self._twin(record)
 
@@ -404,6 +414,7 @@ class Members:
             InvalidMessage: the request is none.
         """
         request = decode_exchange(body)
+        self._clocks.heard(peer, request.now_ns, self._tools.wall_ns())
         offer = decode_offer(request.ranges) if request.ranges else None
         await self._take(request.news)
         give = set(request.want)
@@ -412,7 +423,7 @@ class Members:
             found = answer(self._set(), offer, FEW)
             give |= _newer(found.give, found.want)
             reply = Exchange(encode_reply(found.reply))
-        return encode_exchange(dataclasses.replace(reply, news=self._news_of(give)))
+        return encode_exchange(dataclasses.replace(reply, news=self._news_of(give), now_ns=self._tools.wall_ns()))
 
     async def exchange_with(self, peer: PeerId) -> bool:
         """Compare with a connected peer, and hand over what either lacks; True when anything here changed meanwhile.
@@ -433,20 +444,22 @@ class Members:
             if offer is None and not give:
                 break
             request = Exchange(encode_offer(offer) if offer is not None else b"", self._news_of(give))
-            reply = decode_exchange(await self._ask_for(peer, request))
+            reply = await self._ask_for(peer, request)
             if offer is not None:
                 comparison.receive(decode_reply(reply.ranges))
             await self._take(reply.news)
         own = self._set()
         if want := [key for key, item in comparison.want.items() if (own.get(key) or b"") < item]:
-            reply = decode_exchange(await self._ask_for(peer, Exchange(want=tuple(want[:MAX_WANT]))))
+            reply = await self._ask_for(peer, Exchange(want=tuple(want[:MAX_WANT])))
             await self._take(reply.news)
         return self.machine.version != before
 
-    async def _ask_for(self, peer: PeerId, request: Exchange) -> bytes:
-        return await self._host.request(
-            peer, MEMBERS_PROTOCOL, encode_exchange(request), limit_bytes=MAX_EXCHANGE_BYTES
-        )
+    async def _ask_for(self, peer: PeerId, request: Exchange) -> Exchange:
+        sent_ns = self._tools.wall_ns()
+        body = encode_exchange(dataclasses.replace(request, now_ns=sent_ns))
+        reply = decode_exchange(await self._host.request(peer, MEMBERS_PROTOCOL, body, limit_bytes=MAX_EXCHANGE_BYTES))
+        self._clocks.heard(peer, reply.now_ns, (sent_ns + self._tools.wall_ns()) // 2)
+        return reply
 
     def _news_of(self, keys: Iterable[bytes]) -> EncodedNews:
         """Records and accusations of members, as many as fit an answer; the next comparison finds the rest.
@@ -529,6 +542,17 @@ class Members:
             if await self._try_exchange(peer) is not None:
                 return True
         return False
+
+    async def check_clocks(self, suspicious_seconds: float, patience_seconds: float) -> None:
+        """Compare anew with the linked peers whose clocks seem further off than that: one may have been set right.
+
+        Returns within `patience_seconds`, whoever answers.
+        """
+        doubtful = [peer for peer, offset in self.clock_offsets().items() if abs(offset) > suspicious_seconds]
+        with trio.move_on_after(patience_seconds):
+            async with trio.open_nursery() as nursery:
+                for peer in doubtful:
+                    nursery.start_soon(self._try_exchange, peer)
 
     async def _try_exchange(self, peer: PeerId) -> bool | None:
         """Whether anything differed; None when the peer could not be asked (a stock peer never can)."""

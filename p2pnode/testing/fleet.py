@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView, Target
+from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView
 from p2pnode.core.membership.events import (
     AskHelpers,
     Effect,
@@ -34,6 +34,7 @@ from p2pnode.core.membership.params import Params
 from p2pnode.core.membership.record import Accusation, Member, MemberRecord, MemberState
 from p2pnode.core.membership.table import Table
 from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.core.places import Target
 from p2pnode.core.reconcile import FEW, Reconciliation, Snapshot, answer
 from p2pnode.testing.sharing import SharedTable
 from p2pnode.wire.reconcile import encode_offer, encode_reply

@@ -191,15 +191,20 @@ class Exchange:
         ranges: of what the sender holds, as `wire.reconcile` encodes them; empty when there is nothing more to compare.
         news: what the other side was seen to lack.
         want: peer ids of records that the sender lacks.
+        now_ns: the sender's wall clock as it sends, nanoseconds since 1970: any 64-bit number, and 0 from an older
+            version.
     """
 
     ranges: bytes = b""
     news: EncodedNews = EncodedNews()
     want: tuple[bytes, ...] = ()
+    now_ns: int = 0
 
 
 def encode_exchange(exchange: Exchange) -> bytes:
-    message = member_pb2.MemberExchange(ranges=exchange.ranges, news=_news(exchange.news), want=exchange.want)
+    message = member_pb2.MemberExchange(
+        ranges=exchange.ranges, news=_news(exchange.news), want=exchange.want, now_ns=exchange.now_ns
+    )
     return message.SerializeToString()
 
 
@@ -218,7 +223,7 @@ def decode_exchange(body: bytes) -> Exchange:
         raise InvalidMessage("protobuf", f"no member exchange: {error}") from error
     if len(message.want) > MAX_WANT or not all(map(is_peer_id, message.want)):
         raise InvalidMessage("want", "a member exchange wants what are no peer ids, or too many")
-    return Exchange(message.ranges, _encoded(message.news), tuple(message.want))
+    return Exchange(message.ranges, _encoded(message.news), tuple(message.want), message.now_ns)
 
 
 def _news(news: EncodedNews) -> member_pb2.MemberNews:

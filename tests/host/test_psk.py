@@ -300,10 +300,11 @@ async def test_a_stranger_hears_at_once_what_to_check_and_the_listener_goes_on(
                 with pytest.raises(Unavailable) as caught:
                     await stranger.dial(listener.addrs()[0])
                 assert caught.value.detail == f"{listener.addrs()[0]}: {reason}"
+                assert caught.value.reason == "network-key"
             assert not stranger.links()
             assert not listener.links()
             assert counted(stranger) == set()
-            assert counted(listener) <= {"handshake"}
+            assert counted(listener) <= {"handshake", "network-key"}
         async with open_host(Identity.generate(), [], stack=stack, network_key=theirs) as member:
             assert await member.dial(listener.addrs()[0]) == listener.peer_id
 
@@ -319,7 +320,7 @@ async def test_whoever_talks_garbage_is_hung_up_on_at_once(stack: Stack, key: by
                 pass
         except trio.BrokenResourceError:
             pass
-        assert counted(listener) <= {"handshake"}
+        assert counted(listener) <= {"handshake", "network-key"}
 
 
 ENDLESS = b"\xff" * 8 + b"\x7f"

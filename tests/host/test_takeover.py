@@ -15,6 +15,8 @@ from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.security.noise.patterns import PatternXX
+from libp2p.security.security_multistream import SecurityMultistream
 from libp2p.stream_muxer.mplex.mplex import MPLEX_PROTOCOL_ID, Mplex
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.exceptions import MuxerUpgradeFailure
@@ -150,7 +152,10 @@ def parameters(function: Any) -> list[str]:
 def test_the_librarys_calls_have_the_signatures_that_we_call_and_replace() -> None:
     assert parameters(TransportUpgrader.upgrade_connection) == parameters(FusingUpgrader.upgrade_connection)
     assert parameters(TransportUpgrader.upgrade_connection) == ["self", "conn", "peer_id"]
-    assert parameters(Swarm.dial_addr)[:3] == ["self", "addr", "peer_id"]
+    assert parameters(Swarm.add_conn) == ["self", "muxed_conn", "direction"]
+    assert parameters(SecurityMultistream.secure_outbound) == ["self", "conn", "peer_id"]
+    assert parameters(PatternXX.handshake_outbound) == ["self", "conn", "remote_peer"]
+    assert "if remote_peer is not None and" in inspect.getsource(PatternXX.handshake_outbound)
     assert parameters(Swarm.close_peer) == ["self", "peer_id"]
     assert parameters(Swarm.remove_conn) == ["self", "swarm_conn"]
     assert parameters(Swarm.set_resource_manager)[:2] == ["self", "resource_manager"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import trio
@@ -16,9 +18,10 @@ from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
+from p2pnode.node.finder import Chosen
 from p2pnode.node.members import Members
 from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
-from p2pnode.ports import Direction, GossipEvents, HostEvents, Link
+from p2pnode.ports import Direction, GossipEvents, HostEvents, Link, Source
 from p2pnode.wire.pubsub import decode_message, message_verify
 
 START_NS = 1_763_899_200_000_000_000
@@ -150,7 +153,13 @@ class Network:
 
 
 class FakeHost:
-    """`ports.Host` on a `Network`."""
+    """`ports.Host` on a `Network`.
+
+    Attributes:
+        addr: where it listens.
+        announced: what it tells others instead.
+        refused: strangers by IP address.
+    """
 
     def __init__(self, network: Network, peer_id: PeerId, addr: str) -> None:
         self.network = network
@@ -160,6 +169,8 @@ class FakeHost:
         self._served: dict[str, tuple[Callable[[PeerId, bytes], Awaitable[bytes]], int]] = {}
         self._events: HostEvents | None = None
         self.pings = True
+        self.announced: Sequence[str] = (addr,)
+        self.refused: Counter[str] = Counter()
         self.counted: Counter[tuple[str, str]] = Counter()
         network.hosts[addr] = self
 
@@ -171,21 +182,29 @@ class FakeHost:
         self._events = events
 
     def addrs(self) -> tuple[str, ...]:
-        return (f"{self.addr}/p2p/{self._peer_id}",)
+        return tuple(f"{addr}/p2p/{self._peer_id}" for addr in self.announced)
 
     def links(self) -> Mapping[PeerId, Link]:
         return self._links
 
     async def dial(self, addr: str) -> PeerId:
         self.network.dials.append(Dial(trio.current_time(), self._peer_id, addr))
-        where, _, peer = addr.rpartition("/p2p/")
+        where, _, wanted = addr.partition("/p2p/")
         other = self.network.hosts.get(where)
-        if PeerId(peer) in self._links:
+        if wanted == self._peer_id:
+            raise Unavailable(f"{addr} is this node itself", reason="self")
+        if PeerId(wanted) in self._links:
             await trio.lowlevel.checkpoint()
-            return PeerId(peer)
+            return PeerId(wanted)
         await trio.sleep(self.network.dial_seconds)
-        if other is None or other.peer_id != peer or not self.network.reaches(self._peer_id, other.peer_id):
+        if other is None or not self.network.reaches(self._peer_id, other.peer_id):
             raise Unavailable(f"{addr}: nobody answers", reason="dial")
+        if wanted and other.peer_id != wanted:
+            raise Unavailable(
+                f"{addr}: the address names {wanted}, but {other.peer_id} answers there", reason="other-peer"
+            )
+        if other is self:
+            raise Unavailable(f"{addr}: this node itself answers there", reason="self")
         self.gain(Link(other.peer_id, "outbound", other.addr))
         other.gain(Link(self._peer_id, "inbound", self.addr))
         return other.peer_id
@@ -204,7 +223,7 @@ class FakeHost:
         await trio.lowlevel.checkpoint()
         self.network.cut(self._peer_id, peer, by_intent=True)
 
-    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float) -> bool:
+    async def probe(self, peer: PeerId, addrs: Sequence[str], patience_seconds: float, *, fresh: bool = False) -> bool:
         self.network.probes += [Dial(trio.current_time(), self._peer_id, f"{addr}/p2p/{peer}") for addr in addrs]
         await trio.sleep(min(self.network.probe_seconds, patience_seconds))
         there = [self.network.hosts[addr] for addr in addrs if addr in self.network.hosts]
@@ -243,6 +262,9 @@ class FakeHost:
 
     def counters(self) -> Mapping[tuple[str, str], int]:
         return self.counted
+
+    def strangers(self) -> Mapping[str, int]:
+        return self.refused
 
     async def ping(self, peer: PeerId) -> float:
         await trio.sleep(0.002)
@@ -403,6 +425,7 @@ class Fleet:
         known: MemoryPeers | None = None,
         wall: Wall | None = None,
         role: str = "chorus",
+        sources: Sequence[Source] = (),
     ) -> Running:
         """Make a node. With the identity and the address of one that is gone, it takes its place."""
         number = len(self.nodes) + 1
@@ -416,6 +439,8 @@ class Fleet:
                 record=record,
                 topics=topics,
                 bootstrap=bootstrap,
+                sources=[Chosen(source, True) for source in sources],
+                mode="auto",
                 links=LinkSettings(target=target_links, most=max_links, own=own_links),
                 publish_per_second=publish_per_second,
                 publish_burst=publish_burst,
@@ -424,7 +449,7 @@ class Fleet:
             ),
             Keys(identity.peer_id_bytes, identity.sign, verify_record),
             host,
-            Stores(seqnos, incarnations, known),
+            Stores(seqnos, incarnations, known, Path(tempfile.gettempdir())),
             wall_ns=wall,
             rng=Random(self._rng.getrandbits(64)),
             api_addresses=lambda: ["unix:/run/p2pnode/api.sock"],

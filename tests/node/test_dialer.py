@@ -132,7 +132,7 @@ async def test_no_node_dials_itself(autojump_clock: MockClock) -> None:
         fleet.start(again)
         await trio.sleep(60)
         assert fleet.network.dials == []
-        assert "no bootstrap address is configured" in again.node.health().reasons[0]
+        assert "no source of peers is configured" in again.node.health().reasons[0]
 
 
 async def test_links_are_made_up_to_the_target_and_the_fleet_is_no_star(autojump_clock: MockClock) -> None:

@@ -20,6 +20,7 @@ from p2pnode.core.peerid import PeerId
 from p2pnode.core.reconcile import Fingerprint, Listing, Reply
 from p2pnode.errors import InvalidMessage, Unavailable
 from p2pnode.identity import Identity
+from p2pnode.node.clocks import MAX_OFFSET_SECONDS
 from p2pnode.node.members import (
     MAX_PROBES_FOR_ONE,
     MAX_PROBES_FOR_OTHERS,
@@ -616,7 +617,7 @@ async def test_one_bad_record_or_accusation_costs_only_itself_and_is_counted() -
         (accused(ALICE, BOB, by=CAROL), accused(CAROL, ghost(2)), accused(BOB, ALICE), accused(ALICE, ghost(1))),
     )
     answer = decode_exchange(await desk.members.answer(ALICE.peer_id, encode_exchange(Exchange(news=news))))
-    assert answer == Exchange()
+    assert answer == Exchange(now_ns=START_NS)
     assert desk.known().keys() == {ME.peer_id, ALICE.peer_id, BOB.peer_id, ghost(2).peer_id}
     assert [desk.state(ALICE), desk.state(BOB)] == [MemberState.SUSPECT, MemberState.ALIVE]
     assert dict(desk.members.refused) == {"signature": 2, "record": 1, "unknown-accuser": 1, "unknown-accused": 1}
@@ -755,6 +756,98 @@ async def test_a_peer_that_wants_more_each_time_gets_one_small_exchange_after_an
         await desk.host.dial(odd.addrs()[0])
         await trio.sleep(600)
         assert len(asked) < 60
+
+
+# -- clocks ----------------------------------------------------------------------------
+
+
+def desks_apart(seconds: float) -> tuple[Desk, Desk]:
+    """Two on one network; the second one's wall clock is ahead by that much."""
+    network = Network()
+    ahead = Wall(runs=False)
+    ahead.step_ns = round(seconds * 1e9)
+    return Desk(network), Desk(network, ALICE, wall=ahead)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 3600.0, -7.5])
+async def test_one_exchange_tells_both_how_far_their_clocks_are_apart(seconds: float) -> None:
+    here, there = desks_apart(seconds)
+    await here.host.dial(there.host.addrs()[0])
+    assert here.members.clock_offsets() == there.members.clock_offsets() == {}
+    await here.members.exchange_with(ALICE.peer_id)
+    assert here.members.clock_offsets() == {ALICE.peer_id: seconds}
+    assert there.members.clock_offsets() == {ME.peer_id: -seconds}
+
+
+async def test_the_time_an_answer_takes_counts_half(autojump_clock: MockClock) -> None:
+    network = Network()
+    desk, slow = Desk(network, wall=Wall()), FakeHost(network, ALICE.peer_id, "/ip4/10.8.0.1/tcp/1")
+
+    async def answer(peer: PeerId, body: bytes) -> bytes:
+        now_ns = START_NS + round(trio.current_time() * 1e9)
+        await trio.sleep(4)
+        return encode_exchange(Exchange(now_ns=now_ns))
+
+    started = trio.current_time()
+    slow.serve(MEMBERS_PROTOCOL, answer, limit_bytes=MAX_EXCHANGE_BYTES)
+    await desk.host.dial(slow.addrs()[0])
+    with pytest.raises(InvalidMessage):  # an answer to ranges without ranges
+        await desk.members.exchange_with(ALICE.peer_id)
+    offset = desk.members.clock_offsets()[ALICE.peer_id] - started
+    assert offset == pytest.approx(-2.0, abs=0.1)
+
+
+async def test_a_clock_is_forgotten_with_its_link_and_a_stranger_s_is_not_kept() -> None:
+    here, there = desks_apart(100)
+    await here.host.dial(there.host.addrs()[0])
+    await here.members.exchange_with(ALICE.peer_id)
+    here.network.cut(ME.peer_id, ALICE.peer_id)
+    assert here.members.clock_offsets() == there.members.clock_offsets() == {}
+    await here.members.answer(BOB.peer_id, encode_exchange(Exchange(now_ns=START_NS + 10**12)))
+    assert here.members.clock_offsets() == {}
+
+
+async def test_a_peer_of_an_older_version_has_no_clock() -> None:
+    here, there = desks_apart(100)
+    await here.host.dial(there.host.addrs()[0])
+    await here.members.answer(ALICE.peer_id, encode_exchange(Exchange(want=(ALICE.peer_id_bytes,))))
+    assert here.members.clock_offsets() == {}
+
+
+@pytest.mark.parametrize("now_ns", [2**63 - 1, -(2**63), -1, 1])
+async def test_no_peer_can_tell_a_time_further_off_than_a_year(now_ns: int) -> None:
+    here, there = desks_apart(0)
+    await here.host.dial(there.host.addrs()[0])
+    await here.members.answer(ALICE.peer_id, encode_exchange(Exchange(now_ns=now_ns)))
+    assert abs(here.members.clock_offsets()[ALICE.peer_id]) == MAX_OFFSET_SECONDS
+
+
+async def test_a_clock_that_was_set_right_is_seen_when_doubtful_ones_are_checked(autojump_clock: MockClock) -> None:
+    here, there = desks_apart(3600)
+    await here.host.dial(there.host.addrs()[0])
+    await here.members.exchange_with(ALICE.peer_id)
+    there.wall.step_ns = 0
+    before = len(here.network.requests)
+    await here.members.check_clocks(suspicious_seconds=7200, patience_seconds=2)
+    assert len(here.network.requests) == before, "nobody was in doubt"
+    await here.members.check_clocks(suspicious_seconds=60, patience_seconds=2)
+    assert here.members.clock_offsets() == {ALICE.peer_id: 0.0}
+
+
+async def test_who_does_not_answer_holds_up_no_check_of_clocks(autojump_clock: MockClock) -> None:
+    here, there = desks_apart(3600)
+    await here.host.dial(there.host.addrs()[0])
+    await here.members.exchange_with(ALICE.peer_id)
+
+    async def hang(peer: PeerId, body: bytes) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    there.host.serve(MEMBERS_PROTOCOL, hang, limit_bytes=MAX_EXCHANGE_BYTES)
+    started = trio.current_time()
+    await here.members.check_clocks(suspicious_seconds=60, patience_seconds=2)
+    assert trio.current_time() - started == pytest.approx(2)
+    assert here.members.clock_offsets() == {ALICE.peer_id: 3600.0}
 
 
 # -- fleets ----------------------------------------------------------------------------

@@ -185,10 +185,12 @@ def encoded_news(records: int, accusations: int) -> EncodedNews:
 
 
 @some
-@given(st.integers(0, 4), st.integers(0, 4), st.binary(max_size=64), st.booleans())
-def test_news_and_exchanges_survive_the_wire(records: int, accusations: int, ranges: bytes, wants: bool) -> None:
+@given(st.integers(0, 4), st.integers(0, 4), st.binary(max_size=64), st.booleans(), st.integers(-(2**63), 2**63 - 1))
+def test_news_and_exchanges_survive_the_wire(
+    records: int, accusations: int, ranges: bytes, wants: bool, now_ns: int
+) -> None:
     news = encoded_news(records, accusations)
-    exchange = Exchange(ranges, news, (ALICE.peer_id_bytes, BOB.peer_id_bytes) if wants else ())
+    exchange = Exchange(ranges, news, (ALICE.peer_id_bytes, BOB.peer_id_bytes) if wants else (), now_ns)
     assert decode_exchange(encode_exchange(exchange)) == exchange
     if news:
         assert decode_news(encode_news(news)) == news
@@ -202,6 +204,11 @@ def test_any_bytes_are_an_exchange_or_refused_as_one(body: bytes) -> None:
     except InvalidMessage:
         return
     assert len(exchange.ranges) + sum(map(len, (*exchange.news.records, *exchange.want))) <= 2 * len(body)
+
+
+def test_an_exchange_of_an_older_version_tells_no_time() -> None:
+    older = member_pb2.MemberExchange(want=[ALICE.peer_id_bytes]).SerializeToString()
+    assert decode_exchange(older) == Exchange(want=(ALICE.peer_id_bytes,), now_ns=0)
 
 
 @many

@@ -9,9 +9,10 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView, Plan, Target, Why
+from p2pnode.core.links import LinkPlanner, LinkSettings, LinkView, Plan
 from p2pnode.core.membership.record import Member, MemberState
 from p2pnode.core.peerid import PeerId
+from p2pnode.core.places import Target, Why
 from tests.core.membership.kit import ALIVE, DEAD, LEFT, ME, SUSPECT, A, B, C, peer, record
 from tests.properties import some
 

@@ -207,7 +207,10 @@ class MemberExchange(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     NEWS_FIELD_NUMBER: _builtins.int
     WANT_FIELD_NUMBER: _builtins.int
+    NOW_NS_FIELD_NUMBER: _builtins.int
     ranges: _builtins.bytes
+    now_ns: _builtins.int
+    """Wall time of the sender as it sends, nanoseconds since 1970; 0: an older version."""
     @_builtins.property
     def news(self) -> Global___MemberNews: ...
     @_builtins.property
@@ -218,10 +221,11 @@ class MemberExchange(_message.Message):
         ranges: _builtins.bytes = ...,
         news: Global___MemberNews | None = ...,
         want: _abc.Iterable[_builtins.bytes] | None = ...,
+        now_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["news", b"news"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "ranges", b"ranges", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["news", b"news", "now_ns", b"now_ns", "ranges", b"ranges", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
