@@ -14,12 +14,15 @@ Each command is answered by one line, in the order of the commands:
 | {"cmd": "streams", "peer": ...}                | {"reply": "streams", "streams": [[direction, protocol]]}     |
 | {"cmd": "serve_echo", "protocols": [...]}      | {"reply": "serve_echo"}; their streams say all again         |
 | {"cmd": "echo", "peer": ..., "protocols": [...], "streams": ..., "bytes": ...} | {"reply": "echo", "equal": ...} |
+| {"cmd": "discovered"}                          | {"reply": "discovered", "addrs": [...]}                      |
 | {"cmd": "stats"}                               | {"reply": "stats", "rss_bytes": ..., "cpu_seconds": ...}     |
 | {"cmd": "exit"}                                | {"reply": "exit"}, then the peer ends                        |
 
 `streams` are the open pubsub streams with one peer, each inbound or outbound; null where the peer cannot tell.
 `echo` opens so many streams to a connected peer at the same time, in turn of the protocols: one byte comes back on
 each of them, so all are open, then so many random bytes; `equal` is on how many they came back unchanged.
+`discovered` are the addresses, each with `/p2p/<peer id>`, of those that multicast DNS found; js alone knows the
+command.
 A command that fails is answered by `{"error": text, "cmd": ...}`. A received message, never one's own, is printed as
 `{"event": "message", "topic", "from", "seqno", "data_b64", "received_at", "via"}`: `seqno` is 16 hexadecimal digits,
 `received_at` unix seconds, `via` the forwarding peer or null where the peer does not know. The end of stdin ends the

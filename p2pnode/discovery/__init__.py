@@ -1,0 +1,1 @@
+"""Where peers can be found: each module is one kind of source behind `ports.Source`."""
