@@ -25,12 +25,15 @@ from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.gossipsub.params_score import ScoreParams
 from p2pnode.core.links import LinkSettings
 from p2pnode.core.membership.record import MAX_INCARNATION, MemberRecord
+from p2pnode.discovery.choosing import choose_sources, plain_addresses
+from p2pnode.discovery.mdns import network_fingerprint
 from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig, InvalidMessage, P2PNodeError
 from p2pnode.host.meshsub import open_meshsub
 from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging
+from p2pnode.node.finder import Chosen
 from p2pnode.node.gossip import RoutedGossip
 from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
 from p2pnode.paths import register, runtime_dir
@@ -63,7 +66,7 @@ def run_sidecar(loaded: Loaded, agent_command: Sequence[str] | None = None, *, p
     """
     settings = loaded.settings
     configure_logging(settings.log.level, settings.log.format, sys.stderr)
-    status = _Sidecar(settings, agent_command, parent)
+    status = _Sidecar(loaded, agent_command, parent)
     with _unwrapped():
         trio.run(status.run)
     return status.exit_code
@@ -85,8 +88,9 @@ def _unwrapped() -> Iterator[None]:
 
 
 class _Sidecar:
-    def __init__(self, settings: Settings, agent_command: Sequence[str] | None, parent: int | None) -> None:
-        self._settings = settings
+    def __init__(self, loaded: Loaded, agent_command: Sequence[str] | None, parent: int | None) -> None:
+        self._loaded = loaded
+        self._settings = loaded.settings
         self._agent_command = list(agent_command) if agent_command else None
         self._parent = parent
         self._leave = trio.Event()
@@ -136,18 +140,30 @@ class _Sidecar:
         ]
         token = _read_token(settings.api.token_file)
         addresses: tuple[ApiListener, ...] = ()
+        network_key = _network_key(settings)
         async with open_host(
             identity,
             network.listen,
             announce=network.announce,
+            announce_cidr=network.announce_cidr,
             stack=settings.transport.stack,
-            network_key=_network_key(settings),
+            network_key=network_key,
         ) as host:
+            sources = choose_sources(
+                settings,
+                docker_is_configured=self._loaded.sources["discovery.docker_host"] != "default",
+                peer_id=identity.peer_id,
+                addrs=host.addrs,
+                fingerprint=network_fingerprint(network_key) if network_key else "",
+                rng=Random(os.urandom(16)),
+            )
             node = Node(
                 NodeSettings(
                     record=_own_record(settings, identity, name),
                     topics=gossip_settings.topics,
-                    bootstrap=network.bootstrap,
+                    bootstrap=plain_addresses(network.bootstrap),
+                    sources=[Chosen(source, wanted) for source, wanted in sources],
+                    mode=settings.discovery.mode,
                     links=LinkSettings(
                         target=network.target_links,
                         most=network.max_links,
@@ -165,6 +181,7 @@ class _Sidecar:
                     SeqnoFile(data_dir / "seqno"),
                     SeqnoFile(data_dir / "incarnation"),
                     PeersFile(data_dir / "peers.json"),
+                    data_dir,
                 ),
                 wall_ns=time.time_ns,
                 rng=Random(os.urandom(16)),

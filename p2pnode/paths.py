@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -110,17 +111,9 @@ def running_sidecars(environ: Mapping[str, str] = os.environ) -> list[Entry]:
     Raises:
         EnvironmentFault: the runtime directory belongs to somebody else or others may write to it.
     """
-    directory = _runtime_path(environ)
-    try:
-        _refuse_unsafe(directory)
-        files = sorted(directory.glob("*.json"))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise EnvironmentFault(f"the runtime directory {directory} cannot be read: {error.strerror}") from error
     here = _pid_namespace()
     running = []
-    for file in files:
+    for file in _entry_files(environ):
         entry = _read_entry(file)
         if entry is None or entry.pid_namespace != here:
             continue
@@ -130,6 +123,45 @@ def running_sidecars(environ: Mapping[str, str] = os.environ) -> list[Entry]:
             with suppress(OSError):
                 file.unlink()
     return sorted(running, key=lambda entry: (entry.name, entry.pid))
+
+
+def dead_sidecars(environ: Mapping[str, str] = os.environ) -> list[Entry]:
+    """The entries of sidecars that ended without removing theirs, by name and pid; they are left where they are.
+
+    Raises:
+        EnvironmentFault: as `running_sidecars`.
+    """
+    here = _pid_namespace()
+    entries = [entry for file in _entry_files(environ) if (entry := _read_entry(file)) is not None]
+    dead = [each for each in entries if each.pid_namespace == here and _start_ticks(each.pid) != each.start_ticks]
+    return sorted(dead, key=lambda entry: (entry.name, entry.pid))
+
+
+def dead_sockets(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """API sockets in the runtime directory at which nobody listens any more."""
+    return [path for path in sorted(_runtime_path(environ).glob("*.sock")) if _refuses(path)]
+
+
+def _refuses(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _entry_files(environ: Mapping[str, str]) -> list[Path]:
+    directory = _runtime_path(environ)
+    try:
+        _refuse_unsafe(directory)
+        return sorted(directory.glob("*.json"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise EnvironmentFault(f"the runtime directory {directory} cannot be read: {error.strerror}") from error
 
 
 def _state_home(environ: Mapping[str, str]) -> Path:

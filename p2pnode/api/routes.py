@@ -45,6 +45,8 @@ GET  /api/v1/peers                           who is there
 POST /api/v1/peers/{peer}/ping               round trip to a peer id, a unique prefix of one, or a name
 GET  /api/v1/mesh                            who is in whose mesh, asked of the whole fleet
 GET  /api/v1/topology                        nodes and links, asked of the whole fleet
+GET  /api/v1/discovery                       where peers are looked for, and what was found there
+GET  /api/v1/doctor                          why this node is alone or degraded, and the fix
 GET  /api/v1/topics                          topics with peers and counts
 POST /api/v1/topics/{topic}/messages         publish the body; headers: Content-Type, Idempotency-Key, P2P-*
 GET  /api/v1/topics/{topic}/messages         kept messages: ?after=ID&limit=N (1 to 1000, default 100)
@@ -83,6 +85,8 @@ class Resources:
             Route("/api/v1/peers/{peer}/ping", self.ping, methods=["POST"]),
             Route("/api/v1/mesh", self.mesh),
             Route("/api/v1/topology", self.topology),
+            Route("/api/v1/discovery", self.discovery),
+            Route("/api/v1/doctor", self.doctor),
             Route("/api/v1/topics", self.topics),
             Route("/api/v1/topics/{topic}/messages", self.topic_messages, methods=["GET", "POST"]),
             Route("/api/v1/topics/{topic}/events", self.topic_events),
@@ -132,6 +136,12 @@ class Resources:
 
     async def topology(self, _request: Request) -> Response:
         return json_response(topology_document(await self._sidecar.mesh()))
+
+    async def discovery(self, _request: Request) -> Response:
+        return json_response(self._sidecar.discovery())
+
+    async def doctor(self, _request: Request) -> Response:
+        return json_response(await self._sidecar.doctor())
 
     async def topics(self, _request: Request) -> Response:
         return json_response(self._sidecar.topics())

@@ -25,6 +25,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "peers": "p2pnode.cli.peers:peers",
     "id": "p2pnode.cli.node:show_id",
     "status": "p2pnode.cli.node:status",
+    "doctor": "p2pnode.cli.doctor:doctor",
     "topics": "p2pnode.cli.node:topics",
     "mesh": "p2pnode.cli.mesh:mesh",
     "ping": "p2pnode.cli.ping:ping",

@@ -54,9 +54,14 @@ def member_document(
     rtt_ms: float | None,
     mesh: list[str],
     score: float | None,
+    source: str | None,
     now_ns: int,
 ) -> JsonObject:
-    """One member, at wall time `now_ns`. What is not known is null, never a made-up zero."""
+    """One member, at wall time `now_ns`. What is not known is null, never a made-up zero.
+
+    Args:
+        source: by which source of discovery it was found; None: as the membership says.
+    """
     record = member.record
     return {
         "peer_id": record.peer_id,
@@ -79,7 +84,7 @@ def member_document(
         "cluster_id": record.cluster_id or None,
         "tasks_completed": record.tasks_completed,
         "version": record.version or None,
-        "source": member.source,
+        "source": source or member.source,
         "first_seen": format_time(member.first_seen_ns),
         "last_seen": format_time(now_ns if is_self or link is not None else member.last_seen_ns),
         "incarnation": record.incarnation,

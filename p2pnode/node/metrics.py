@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from p2pnode.node.dialer import Dialer
+from p2pnode.node.finder import Finder
 from p2pnode.node.history import History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
@@ -20,6 +22,7 @@ def series(name: str, value: float, **labels: str) -> tuple[str, float]:
 _HOST_SERIES = {
     "broken": ("p2pnode_connections_broken_total", "reason"),
     "failed": ("p2pnode_host_failures_total", "where"),
+    "refused": ("p2pnode_connections_refused_total", "reason"),
 }
 
 
@@ -47,6 +50,21 @@ def member_metrics(members: Members) -> Mapping[str, float]:
             *(series("p2pnode_member_changes_total", count, to=state) for state, count in members.counted.items()),
         ]
     )
+
+
+def discovery_metrics(finder: Finder, dialer: Dialer) -> Mapping[str, float]:
+    """What each source found and how long its looks took, under the names that WHOOSH's operators chart; and dials."""
+    rows = [series("whoosh_agent_discovery_total", count, method=method) for method, count in finder.counted.items()]
+    for method, count in finder.looks.items():
+        rows.append(series("whoosh_agent_discovery_duration_seconds_count", count, method=method))
+        seconds = finder.look_seconds[method]
+        rows.append(series("whoosh_agent_discovery_duration_seconds_sum", seconds, method=method))
+    for report in finder.reports():
+        labels = {"method": report.method, "subject": report.subject}
+        rows.append(series("p2pnode_discovery_places", len(report.places), **labels))
+        rows.append(series("p2pnode_discovery_troubles", len(report.troubles), **labels))
+    rows += [series("p2pnode_dials_total", n, why=why, result=result) for (why, result), n in dialer.counted.items()]
+    return dict(rows)
 
 
 def history_metrics(history: History) -> Mapping[str, float]:

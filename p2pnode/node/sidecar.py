@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import trio
@@ -22,19 +23,22 @@ from p2pnode.core.message import (
 )
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.node.checkup import Checkup
 from p2pnode.node.dialer import Dialer
-from p2pnode.node.documents import member_document, peer_order, stranger_document
+from p2pnode.node.finder import Chosen, Finder
 from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members, Tools
 from p2pnode.node.meshes import Meshes
-from p2pnode.node.metrics import gossip_metrics, history_metrics, host_metrics, member_metrics
+from p2pnode.node.metrics import discovery_metrics, gossip_metrics, history_metrics, host_metrics, member_metrics
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
+from p2pnode.node.reach import Reach
 from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
+from p2pnode.node.view import View
+from p2pnode.node.vitals import DiskCheck
 from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, KnownPeers, Link, Published, SeqnoStore
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
-from p2pnode.wire.payload import format_time
 from p2pnode.wire.peerrecord import read_peer_record
 from p2pnode.wire.pubsub import seal_message
 
@@ -42,6 +46,7 @@ log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
 PROBE_SECONDS = 5.0
+OWN_ADDRS_SECONDS = 5.0
 TWIN_SECONDS = 5.0
 """How long a twin that must stop tries to tell: its neighbour may have just closed its link as one too many."""
 
@@ -53,6 +58,8 @@ class NodeSettings:
         record: who we are: the member record without incarnation, addresses and signature.
         topics: subscribed from the start.
         bootstrap: multiaddrs to join by.
+        sources: where else peers are looked for.
+        mode: of discovery, as it was configured.
         links: how many to keep.
         publish_per_second: own messages admitted on average.
         publish_burst: own messages admitted at once.
@@ -63,6 +70,8 @@ class NodeSettings:
     record: MemberRecord
     topics: Sequence[str]
     bootstrap: Sequence[str]
+    sources: Sequence[Chosen]
+    mode: str
     links: LinkSettings
     publish_per_second: float
     publish_burst: int
@@ -93,11 +102,13 @@ class Stores:
         seqnos: used sequence numbers.
         incarnations: used incarnations of our own record.
         known: peers that were there.
+        directory: where all this lies.
     """
 
     seqnos: SeqnoStore
     incarnations: SeqnoStore
     known: KnownPeers
+    directory: Path
 
 
 class Node:
@@ -121,7 +132,6 @@ class Node:
         self._keys = keys
         self._host = host
         self._wall_ns = wall_ns
-        self._api_addresses = api_addresses
         self._history = History(settings.keep_count, settings.keep_bytes)
         self._seqnos = SeqnoSource(stores.seqnos, wall_ns)
         self._record_turn = trio.StrictFIFOLock()
@@ -138,6 +148,7 @@ class Node:
         self._dialer = Dialer(
             host, self.members, settings.links, settings.bootstrap, self._mesh_counts, stores.known, rng
         )
+        self._finder = Finder(self._dialer.bootstraps, settings.sources, self._dialer.found)
         self._meshes = Meshes(host, self._mesh_by_topic, self.members.all)
         self.twin: MemberRecord | None = None
         self.twin_met = trio.Event()
@@ -147,6 +158,35 @@ class Node:
         self._stopping = trio.Event()
         self._followers = 0
         self._reader = Reader(self._history, self._name_of, self._stopping)
+        self._reach = Reach(host, self._is_member, self._name_of, wall_ns=wall_ns, rng=rng)
+        self._checkup = Checkup(
+            host,
+            self.members,
+            self._dialer,
+            self._finder,
+            self._reach,
+            DiskCheck(stores.directory),
+            settings.topics,
+            wall_ns,
+            trio.current_time(),
+        )
+        self._view = View(
+            host,
+            self.members,
+            self._dialer,
+            self._finder,
+            self._reach,
+            self._history,
+            self._inbound,
+            gossip=lambda: self._gossip,
+            published=lambda: self._publisher.published if self._publisher is not None else {},
+            topics_wanted=settings.topics,
+            mode=settings.mode,
+            is_stopping=self._stopping.is_set,
+            wall_ns=wall_ns,
+            started=trio.current_time(),
+            api_addresses=api_addresses,
+        )
 
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
@@ -178,6 +218,9 @@ class Node:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
+            nursery.start_soon(self._finder.run)
+            nursery.start_soon(self._reach.run)
+            nursery.start_soon(self._follow_own_addrs)
             nursery.start_soon(self.gossip.run)
             nursery.start_soon(self._answer_twin)
 
@@ -278,103 +321,34 @@ class Node:
         gossip = self.gossip
         return {topic: gossip.mesh(topic) for topic in gossip.topics()}
 
-    def _rtt_ms(self, peer: PeerId) -> float | None:
-        seconds = self._host.round_trip(peer)
-        return None if seconds is None else seconds * 1000
+    async def _follow_own_addrs(self) -> None:
+        """Tell others when this machine's addresses change: an interface that came up late, another network."""
+        while True:
+            await trio.sleep(OWN_ADDRS_SECONDS)
+            addrs = self._plain_addrs()
+            if addrs and set(addrs) != set(self.members.own.addrs):
+                log.info("own addresses changed", extra={"addrs": list(addrs)})
+                self.members.update_own(dataclasses.replace(self.members.own, addrs=addrs))
 
     # -- ports.Sidecar -----------------------------------------------------------------
 
     def node(self) -> JsonObject:
-        own = self.members.own
-        member = self.members.all()[own.peer_id]
-        health = self.health()
-        return {
-            **member_document(
-                member,
-                None,
-                is_self=True,
-                same_name=self.members.machine.shares_name(own.peer_id),
-                rtt_ms=None,
-                mesh=self._mesh_of(None),
-                score=None,
-                now_ns=self._wall_ns(),
-            ),
-            "multiaddrs": list(self._host.addrs()),
-            "api": list(self._api_addresses()),
-            "health": {"status": health.readiness, "reasons": list(health.reasons)},
-            "started_at": format_time(own.started_at_ns),
-            "uptime_seconds": round(max(self._wall_ns() - own.started_at_ns, 0) / 1e9, 3),
-            "links": len(self._host.links()),
-            "members": {state: count for state, count in sorted(self._states().items())},
-            "bootstrap": [
-                {"addr": addr, "error": self._dialer.bootstrap_errors.get(addr)} for addr in self._dialer.bootstraps
-            ],
-        }
+        return self._view.node()
 
     def peers(self) -> list[JsonObject]:
-        links = self._host.links()
-        own = self._host.peer_id
-        documents = [
-            member_document(
-                member,
-                links.get(peer),
-                is_self=peer == own,
-                same_name=self.members.machine.shares_name(peer),
-                rtt_ms=self._rtt_ms(peer),
-                mesh=self._mesh_of(None if peer == own else peer),
-                score=None if peer == own else self.gossip.score(peer),
-                now_ns=self._wall_ns(),
-            )
-            for peer, member in self.members.all().items()
-        ]
-        documents += [
-            stranger_document(link, rtt_ms=self._rtt_ms(peer), mesh=self._mesh_of(peer), score=self.gossip.score(peer))
-            for peer, link in links.items()
-            if self.members.get(peer) is None
-        ]
-        return sorted(documents, key=peer_order)
-
-    def _mesh_of(self, peer: PeerId | None) -> list[str]:
-        """Topics in whose mesh a peer is; for None, topics where we have a mesh at all."""
-        if self._gossip is None:
-            return []
-        return [
-            topic
-            for topic in self._gossip.topics()
-            if (mesh := self._gossip.mesh(topic)) and (peer is None or peer in mesh)
-        ]
+        return self._view.peers()
 
     def topics(self) -> list[JsonObject]:
-        gossip = self.gossip
-        return [
-            {
-                "topic": topic,
-                "subscribed": True,
-                "peers": len(gossip.topic_peers(topic)),
-                "mesh": sorted(gossip.mesh(topic)),
-                "messages": self._history.count(topic),
-                "received": self._inbound.received[topic],
-                "published": self.publisher.published[topic],
-            }
-            for topic in gossip.topics()
-        ]
+        return self._view.topics(self.gossip)
 
     def health(self) -> Health:
-        if self._stopping.is_set():
-            return Health("not-ready", ("the sidecar is stopping",))
-        if self._gossip is None:
-            return Health("not-ready", ("the sidecar is starting",))
-        down = [f"bootstrap {addr}: {error}" for addr, error in sorted(self._dialer.bootstrap_errors.items())]
-        if not self._host.links():
-            why = "no peer is connected, so nothing can be delivered"
-            if not self._dialer.bootstraps:
-                why += "; no bootstrap address is configured (--bootstrap), so this node waits to be dialled"
-            return Health("not-ready", (why, *down))
-        alone = [topic for topic in self._settings.topics if not self._gossip.topic_peers(topic)]
-        reasons = [f"no connected peer is subscribed to {', '.join(alone)}"] if alone else []
-        if self._dialer.bootstraps and len(down) == len(self._dialer.bootstraps):
-            reasons += down
-        return Health("degraded" if reasons else "delivering", tuple(reasons))
+        return self._view.health()
+
+    def discovery(self) -> JsonObject:
+        return self._view.discovery()
+
+    async def doctor(self) -> JsonObject:
+        return await self._checkup.document(self.gossip)
 
     async def publish(
         self, topic: str, body: bytes, *, content_type: str, headers: Mapping[str, str], idempotency_key: str | None
@@ -431,7 +405,8 @@ class Node:
     def metrics(self) -> Mapping[str, float]:
         own = {**host_metrics(self._host), "p2pnode_followers": float(self._followers)}
         gossip = gossip_metrics(self._gossip, self._inbound, self.publisher) if self._gossip is not None else {}
-        return {**own, **history_metrics(self._history), **member_metrics(self.members), **gossip}
+        discovery = discovery_metrics(self._finder, self._dialer)
+        return {**own, **history_metrics(self._history), **member_metrics(self.members), **discovery, **gossip}
 
     # -- helpers -----------------------------------------------------------------------
 
@@ -439,9 +414,9 @@ class Node:
         # A machine can have more addresses than a record takes; loopback stands last.
         return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
 
+    def _is_member(self, peer: PeerId) -> bool:
+        return self.members.get(peer) is not None
+
     def _name_of(self, peer: PeerId) -> str | None:
         member = self.members.get(peer)
         return member.record.name if member else None
-
-    def _states(self) -> Counter[str]:
-        return Counter(member.state.value for member in self.members.all().values())

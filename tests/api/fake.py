@@ -53,6 +53,8 @@ class FakeSidecar:
         self.kept: list[JsonObject] = []
         self.duplicate = False
         self.fleet: JsonObject = {"nodes": [], "missing": []}
+        self.found: JsonObject = {"mode": "auto", "sources": []}
+        self.diagnosis: JsonObject = {"status": "healthy", "findings": [], "checked": ["links"]}
         self.members: list[JsonObject] = [{"peer_id": "12D3KooWself", "self": True}]
         self.pinged: list[str] = []
         self.unanswered: Exception | None = None
@@ -140,6 +142,14 @@ class FakeSidecar:
     async def mesh(self) -> JsonObject:
         self._raise()
         return self.fleet
+
+    async def doctor(self) -> JsonObject:
+        self._raise()
+        return self.diagnosis
+
+    def discovery(self) -> JsonObject:
+        self._raise()
+        return self.found
 
     async def ping(self, peer: str) -> JsonObject:
         self._raise()

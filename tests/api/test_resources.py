@@ -20,6 +20,8 @@ async def test_documents_are_those_of_the_sidecar(sidecar: FakeSidecar, tmp_path
             "/api/v1/node": sidecar.node(),
             "/api/v1/peers": sidecar.peers(),
             "/api/v1/mesh": await sidecar.mesh(),
+            "/api/v1/discovery": sidecar.discovery(),
+            "/api/v1/doctor": await sidecar.doctor(),
             "/api/v1/topics": sidecar.topics(),
             "/api/v1/bootstrap-peers": sidecar.bootstrap_peers(),
         }.items():
@@ -44,7 +46,14 @@ async def test_the_root_lists_the_endpoints(sidecar: FakeSidecar, tmp_path: Path
     async with serving(sidecar, tmp_path) as served:
         answer = await served.client.get("/")
         assert answer.headers["Content-Type"].startswith("text/plain")
-        for path in ("/api/v1/bootstrap-peers", "/api/v1/peers/{peer}/ping", "/api/v1/mesh", "/api/v1/topology"):
+        for path in (
+            "/api/v1/bootstrap-peers",
+            "/api/v1/peers/{peer}/ping",
+            "/api/v1/mesh",
+            "/api/v1/topology",
+            "/api/v1/doctor",
+            "/api/v1/discovery",
+        ):
             assert path in answer.text
 
 

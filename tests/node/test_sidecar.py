@@ -58,7 +58,7 @@ async def test_a_node_alone_is_not_ready_and_says_why(autojump_clock: MockClock)
         await trio.sleep(5)
         health = alone.node.health()
         assert health.readiness == "not-ready"
-        assert "no bootstrap address is configured" in health.reasons[0]
+        assert "no source of peers is configured" in health.reasons[0]
         health = seeking.node.health()
         assert health.readiness == "not-ready"
         assert health.reasons[1] == f"bootstrap {NOWHERE}: nobody answers"
