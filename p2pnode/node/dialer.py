@@ -81,19 +81,28 @@ class Dialer:
         return {addr: why for addr in self.bootstraps if (why := self._error_of(addr))}
 
     def _error_of(self, addr: str) -> str:
-        failure = self._failures.get(addr)
-        peer = peer_of(addr) or self.dweller(addr)
+        peer = self.lives_at(addr)
         if peer in self._host.links():
             return ""
         member = self._members.get(peer) if peer is not None else None
         if member is None:
-            return failure.error if failure is not None else ""
+            return failure.error if (failure := self._failures.get(addr)) is not None else ""
         return f"the member there is {member.state.value}" if member.state in GONE else ""
+
+    def lives_at(self, addr: str) -> PeerId | None:
+        """Who the address names, who answered there, or the live member that announces it: it is not dialled any more,
+        so what its last dial said is out of date."""
+        return peer_of(addr) or self.dweller(addr) or self._members.living_at(addr)
 
     @property
     def failures(self) -> Mapping[str, DialFailure]:
-        """The latest failure at each configured or found address where the last dial failed."""
-        return self._failures
+        """The latest failure at each configured or found address where nobody is known to live."""
+        return {addr: why for addr, why in self._failures.items() if not self._is_met(addr)}
+
+    def _is_met(self, addr: str) -> bool:
+        peer = self.lives_at(addr)
+        member = self._members.get(peer) if peer is not None else None
+        return peer in self._host.links() or (member is not None and member.state not in GONE)
 
     def answerers(self) -> Mapping[str, Sequence[PeerId]]:
         """Who answered at each address that names nobody, the latest last."""

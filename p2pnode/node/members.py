@@ -171,6 +171,13 @@ class Members:
     def all(self) -> Mapping[PeerId, Member]:
         return self.machine.members()
 
+    def living_at(self, addr: str) -> PeerId | None:
+        """Which live member announces this address, a multiaddr without `/p2p/…`."""
+        for peer, member in self.machine.members().items():
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT) and addr in member.record.addrs:
+                return peer
+        return None
+
     def alive(self) -> list[Member]:
         return [member for member in self.machine.members().values() if member.state is MemberState.ALIVE]
 

@@ -83,7 +83,7 @@ class Reach:
 
     Attributes:
         state: `reachable` when a neighbour reached one address; `unreachable` when more than half of those asked tried
-            and none did; `unknown` until then, and when too few answered.
+            an address that we announce and none did; `unknown` until then, and when too few answered.
         refused: questions and answers that were none, by reason.
     """
 
@@ -171,9 +171,11 @@ class Reach:
             async with trio.open_nursery() as nursery:
                 for neighbour in neighbours:
                     nursery.start_soon(ask, neighbour)
-        tried = [each for each in heard if each.answer.tries]
+        # A neighbour that sees us at an address we do not announce (ours or a translator's, for what goes out) tried
+        # that one: where somebody answers there it proves much, and where nobody does it proves nothing.
+        tried = [each for each in heard if any(one.addr in addrs for one in each.answer.tries)]
         state: State = "unknown"
-        if any(one.reached for each in tried for one in each.answer.tries):
+        if any(one.reached for each in heard for one in each.answer.tries):
             state = "reachable"
         elif len(tried) > len(neighbours) / 2:
             state = "unreachable"

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.core.membership.record import MemberState
 from p2pnode.core.peerid import PeerId
-from p2pnode.core.places import peer_of
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.documents import member_document, peer_order, stranger_document
 from p2pnode.node.finder import DialState, Finder
@@ -154,16 +152,10 @@ class View:
 
     def discovery(self) -> JsonObject:
         """`ports.Sidecar.discovery`."""
-        by_addr = {
-            addr: peer
-            for peer, member in self.members.all().items()
-            if member.state in (MemberState.ALIVE, MemberState.SUSPECT)
-            for addr in member.record.addrs
-        }
-        return self.finder.document(self.mode, lambda addr: self._dial_state(addr, by_addr))
+        return self.finder.document(self.mode, self._dial_state)
 
-    def _dial_state(self, addr: str, by_addr: Mapping[str, PeerId]) -> DialState:
-        peer = peer_of(addr) or self.dialer.dweller(addr) or by_addr.get(addr)
+    def _dial_state(self, addr: str) -> DialState:
+        peer = self.dialer.lives_at(addr)
         failure = self.dialer.failures.get(addr)
         error = failure.error if failure is not None else ""
         if peer == self.host.peer_id:

@@ -29,6 +29,11 @@ def state(running: Running, peer: PeerId) -> MemberState | None:
     return member.state if member else None
 
 
+def bootstrap_errors(running: Running) -> dict[str, str]:
+    told = running.node.node()["bootstrap"]
+    return {each["addr"]: each["error"] for each in told if each["error"]}
+
+
 def dial_times(network: Network, addr: str) -> list[float]:
     return [dial.at for dial in network.dials if dial.addr == addr]
 
@@ -111,6 +116,25 @@ async def test_a_bootstrap_that_comes_back_is_redialled(autojump_clock: MockCloc
         assert node.node.health().readiness == "not-ready"
         fleet.network.revive(first.peer_id)
         await until(lambda: first.peer_id in node.host.links(), seconds=LONGEST + 5)
+
+
+async def test_a_bootstrap_that_was_met_through_others_is_no_longer_told_as_unreached(
+    autojump_clock: MockClock,
+) -> None:
+    """It names nobody, so it is not dialled again once a member announces its address."""
+    async with open_fleet() as fleet:
+        late, first = fleet.add(), fleet.add()
+        where = late.addr.rpartition("/p2p/")[0]
+        fleet.network.kill(late.peer_id)
+        node = fleet.add(bootstrap=[where, first.addr])
+        fleet.start(first, node)
+        await until(lambda: where in bootstrap_errors(node))
+        await trio.sleep(60)
+        fleet.network.revive(late.peer_id)
+        hear(node, sign_record(dataclasses.replace(late.members.own, left=False), late.identity.sign))
+        await until(lambda: state(node, late.peer_id) is MemberState.ALIVE)
+        assert bootstrap_errors(node) == {}
+        assert node.node.discovery()["sources"][0]["places"][0]["state"] in ("member", "linked")
 
 
 async def test_a_bootstrap_whose_link_breaks_at_once_is_dialled_ever_more_slowly(autojump_clock: MockClock) -> None:

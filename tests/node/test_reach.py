@@ -159,6 +159,20 @@ async def test_a_published_port_is_found_behind_the_address_that_others_see(
     nursery.cancel_scope.cancel()
 
 
+async def test_an_address_that_was_never_announced_proves_nothing_when_nobody_answers_there(
+    clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """What goes out may leave by another address than the announced one, at which nobody listens."""
+    crowd = Crowd(3, announced=["/ip4/10.0.0.200/tcp/9999"])
+    nursery.start_soon(crowd.reach.run)
+    await crowd.dial_all()
+    await until(lambda: crowd.reach.document()["at"] is not None)
+    document = crowd.reach.document()
+    assert {(each["addr"], each["reached"]) for each in document["tried"]} == {(NOWHERE, False)}
+    assert document["state"] == "unknown"
+    nursery.cancel_scope.cancel()
+
+
 async def test_nobody_is_asked_who_is_no_member(clock: MockClock, nursery: trio.Nursery) -> None:
     crowd = Crowd(2)
     crowd.strangers = {crowd.neighbours[0].peer_id}
