@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_OUT := p2pnode/wire/pb
 
-.PHONY: help setup demo test unit check soak proto proto-check lock interop clean
+.PHONY: help setup demo test unit check soak proto proto-check lock interop swarm-tools clean
 
 help:
 	@echo "make demo    34 sidecars on this machine, one council opportunity, told step by step"
@@ -37,8 +37,11 @@ unit: $(READY)
 test: $(READY) interop
 	$(BIN)/python -m pytest tests -m "not soak"
 
-soak: $(READY)
+soak: $(READY) swarm-tools
 	$(BIN)/python -m pytest tests -m soak
+
+swarm-tools: $(READY)
+	$(BIN)/python -m tests.swarm.install
 
 check: $(READY) proto-check
 	$(BIN)/ruff check .
