@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_OUT := p2pnode/wire/pb
 
-.PHONY: help setup demo test unit check soak proto proto-check lock interop swarm-tools clean
+.PHONY: help setup demo test test-here test-processes unit check soak proto proto-check lock interop swarm-tools clean
 
 help:
 	@echo "make demo    34 sidecars on this machine, one council opportunity, told step by step"
@@ -34,8 +34,15 @@ demo: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest tests/core tests/wire tests/config tests/local tests/cli tests/api tests/node tests/store tests/host -m "not soak" -q
 
+# In two halves side by side, one for each core: those that mostly compute, and those that mostly wait for processes.
 test: $(READY) interop
-	$(BIN)/python -m pytest tests -m "not soak"
+	$(MAKE) --no-print-directory -j2 --output-sync=target test-here test-processes
+
+test-here: $(READY)
+	$(BIN)/python -m pytest tests --ignore tests/e2e -m "not soak"
+
+test-processes: $(READY)
+	$(BIN)/python -m pytest tests/e2e -m "not soak"
 
 soak: $(READY) swarm-tools
 	$(BIN)/python -m pytest tests -m soak

@@ -14,6 +14,7 @@ from p2pnode.config.addresses import check_dialable
 from p2pnode.discovery.bootstrap import MOST_BYTES, MOST_LINES, BootstrapFile, parse_places
 from p2pnode.ports import SourceReport
 from tests.cli.running import p2pnode
+from tests.discovery.permissions import unprivileged
 from tests.discovery.reports import addrs, codes, running
 from tests.properties import many, some
 
@@ -225,12 +226,12 @@ def _become(path: Path, content: bytes | str | None) -> None:
             new.rename(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
 async def test_a_file_without_permission_is_read_once_it_is_given(path: Path) -> None:
     write(path, ONE)
     os.chmod(path, 0)
     async with running(source(path)) as reports:
-        report = await reports.first()
+        with unprivileged():
+            report = await reports.first()
         assert "cannot be read: Permission denied" in problem(report)
         os.chmod(path, 0o600)
         await reports.until(lambda report: bool(report.places))

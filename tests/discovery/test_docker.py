@@ -14,7 +14,7 @@ import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,7 @@ from p2pnode.discovery.docker import DockerSource
 from p2pnode.discovery.docker_tasks import Rules, find_places, no_tasks, parse_tasks
 from p2pnode.errors import InvalidRequest
 from p2pnode.ports import FoundAgent, Place, Source, SourceReport
+from tests.discovery.permissions import unprivileged
 from tests.discovery.scripted_http import Answer, Script, ScriptedServer, serving_tcp, serving_unix
 from tests.properties import many, some
 
@@ -466,21 +467,6 @@ async def test_a_directory_in_the_sockets_place_is_explained(socket_path: Path) 
     (report,) = await looks(source_at(f"unix://{socket_path}"))
     assert codes(report) == ["docker-socket-missing"]
     assert "directory" in report.troubles[0].problem
-
-
-@contextmanager
-def unprivileged() -> Iterator[None]:
-    """Not root while the block runs; a user that is none already may not read what has mode 0."""
-    if os.geteuid():
-        yield
-        return
-    os.setegid(65534)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
 
 
 async def test_a_socket_that_may_not_be_opened_is_told_with_owner_and_group(socket_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_at_fifty_a_second_each_message_is_delivered_or_refused(fleet: Fleet) ->
     have_all(fleet.nodes, TOPIC, ids, 180)
 
 
+@pytest.mark.soak
 def test_a_stopped_node_costs_the_others_nothing_and_catches_up(fleet: Fleet) -> None:
     stopped = fleet.by_role("chorus")[9]
     others = [node for node in fleet.nodes if node is not stopped]

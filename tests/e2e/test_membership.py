@@ -194,6 +194,7 @@ def test_nobody_is_declared_dead_beside_four_busy_loops(all_34: Fleet, report: R
     report(f"a minute beside four busy loops: suspected {suspected} times over all nodes, nobody declared dead")
 
 
+@pytest.mark.soak
 def test_nodes_that_start_long_before_their_bootstrap_join_once_it_is_there(tmp_path: Path, report: Report) -> None:
     with running_node(tmp_path, "hub") as hub:
         address = hub.bootstrap
@@ -232,7 +233,8 @@ def test_without_any_bootstrap_the_fleet_goes_on_and_nodes_join_and_return(tmp_p
 
 
 @needs_cables
-@pytest.mark.parametrize("seconds", [pytest.param(15, id="15 s"), pytest.param(60, id="60 s", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seconds", [pytest.param(15, id="15 s"), pytest.param(60, id="60 s")])
 def test_two_halves_of_a_network_find_each_other_again_by_themselves(
     seconds: float, tmp_path: Path, report: Report
 ) -> None:
