@@ -34,6 +34,7 @@ MAX_PX_PEERS = 64
 MAX_PX_PEERS_IN_ALL = 256
 """Of one RPC: base58 of a peer id takes 25 microseconds, so 1 MiB of peers stopped a node for half a second."""
 
+MAX_HELD = 1_024
 MAX_RECORD_BYTES = 16 * 1024
 MAX_BACKOFF_SECONDS = 24 * 3600
 
@@ -58,12 +59,16 @@ class Decoded:
     Args:
         excess: control entries, subscriptions, ids or exchanged peers beyond the limits, left out.
         key_ids: it names messages as js-libp2p does by default, by key and number (`encode_rpc`).
+        held: seqnos (8 bytes) of the receiver's own messages that the sender has stored: our extension.
+        held_malformed: entries of `held` that are no seqno, or too many, left out.
     """
 
     rpc: Rpc
     refused: tuple[Refused, ...] = ()
     excess: int = 0
     key_ids: bool = False
+    held: tuple[bytes, ...] = ()
+    held_malformed: int = 0
 
 
 def decode_rpc(frame: bytes) -> Decoded:
@@ -88,11 +93,16 @@ def decode_rpc(frame: bytes) -> Decoded:
             messages.append(decode_message(raw))
         except InvalidMessage as error:
             refused.append(Refused(error.reason, _topic_of(raw)))
+    held: tuple[bytes, ...] = ()
+    malformed = 0
+    if notices := wire.p2pnode_held:
+        held = tuple(seqno for seqno in notices[:MAX_HELD] if len(seqno) == SEQNO_BYTES)
+        malformed = len(notices) - len(held)
     if not wire.subscriptions and not wire.HasField("control"):
-        return Decoded(Rpc(publish=tuple(messages)), tuple(refused))
+        return Decoded(Rpc(publish=tuple(messages)), tuple(refused), held=held, held_malformed=malformed)
     taken = _Control(wire)
     rpc = taken.rpc(tuple(messages))
-    return Decoded(rpc, tuple(refused), taken.excess, taken.key_ids)
+    return Decoded(rpc, tuple(refused), taken.excess, taken.key_ids, held, malformed)
 
 
 class _Control:
@@ -230,3 +240,8 @@ def encode_publish(message: SignedMessage) -> bytes:
         size >>= 7
     length.append(size)
     return b"\x12" + length + message.raw
+
+
+def encode_held(seqnos: Sequence[bytes]) -> bytes:
+    """The bytes of an RPC that tells a peer which of its own messages are stored here: at most MAX_HELD."""
+    return pubsub_pb2.RPC(p2pnode_held=seqnos).SerializeToString()

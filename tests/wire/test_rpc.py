@@ -14,7 +14,7 @@ from p2pnode.identity import Identity
 from p2pnode.wire import rpc as limits
 from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC, Message
 from p2pnode.wire.pubsub import seal_message
-from p2pnode.wire.rpc import Decoded, Refused, decode_rpc, encode_publish, encode_rpc
+from p2pnode.wire.rpc import Decoded, Refused, decode_rpc, encode_held, encode_publish, encode_rpc
 from tests.properties import many, some
 
 ALICE = Identity(b"a" * 32)
@@ -198,6 +198,39 @@ def test_an_rpc_over_its_size_or_with_too_many_messages_is_refused_as_a_whole() 
         with pytest.raises(InvalidMessage) as caught:
             decode_rpc(frame)
         assert caught.value.reason == "oversize"
+
+
+# -- held notices ------------------------------------------------------------------------------------
+
+
+@some
+@given(seqnos=st.lists(st.binary(min_size=8, max_size=8), max_size=limits.MAX_HELD))
+def test_notices_are_read_as_they_were_written_and_the_library_passes_over_them(seqnos: list[bytes]) -> None:
+    body = encode_held(seqnos)
+    assert decode_rpc(body) == Decoded(Rpc(), held=tuple(seqnos))
+    theirs = rpc_pb2.RPC.FromString(body)
+    assert not theirs.ListFields()
+
+
+@some
+@given(entries=st.lists(st.binary(max_size=12)), rpc=rpcs)
+def test_notices_beside_anything_else_change_nothing_of_it_and_what_is_no_seqno_is_counted(
+    entries: list[bytes], rpc: Rpc
+) -> None:
+    decoded = decode_rpc(encode_rpc(rpc) + encode_held(entries))
+    good = tuple(entry for entry in entries if len(entry) == 8)
+    assert decoded == Decoded(rpc, held=good, held_malformed=len(entries) - len(good))
+
+
+def test_notices_over_the_limit_are_left_out_and_counted() -> None:
+    decoded = decode_rpc(encode_held([bytes(8)] * (limits.MAX_HELD + 7)))
+    assert (len(decoded.held), decoded.held_malformed, decoded.excess) == (limits.MAX_HELD, 7, 0)
+
+
+def test_a_megabyte_of_notices_is_an_rpc() -> None:
+    decoded = decode_rpc((encode_held([b""]) * limits.MAX_RPC_BYTES)[: limits.MAX_RPC_BYTES // 5 * 5])
+    assert decoded.held == ()
+    assert decoded.held_malformed > 200_000
 
 
 # -- good and bad together ---------------------------------------------------------------------------

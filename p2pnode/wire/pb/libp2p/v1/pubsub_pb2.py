@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16libp2p/v1/pubsub.proto\x12\x11p2pnode.libp2p.v1\"\xb1\x01\n\x03RPC\x12\x35\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1e.p2pnode.libp2p.v1.RPC.SubOpts\x12\x0f\n\x07publish\x18\x02 \x03(\x0c\x12\x32\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32!.p2pnode.libp2p.v1.ControlMessage\x1a.\n\x07SubOpts\x12\x11\n\tsubscribe\x18\x01 \x01(\x08\x12\x10\n\x08topic_id\x18\x02 \x01(\t\"\xbd\x01\n\x07Message\x12\x11\n\x04\x66rom\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x12\n\x05seqno\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x12\x12\n\x05topic\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\tsignature\x18\x05 \x01(\x0cH\x04\x88\x01\x01\x12\x10\n\x03key\x18\x06 \x01(\x0cH\x05\x88\x01\x01\x42\x07\n\x05_fromB\x07\n\x05_dataB\x08\n\x06_seqnoB\x08\n\x06_topicB\x0c\n\n_signatureB\x06\n\x04_key\"\x88\x02\n\x0e\x43ontrolMessage\x12.\n\x05ihave\x18\x01 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlIHave\x12.\n\x05iwant\x18\x02 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlIWant\x12.\n\x05graft\x18\x03 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlGraft\x12.\n\x05prune\x18\x04 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlPrune\x12\x36\n\tidontwant\x18\x05 \x03(\x0b\x32#.p2pnode.libp2p.v1.ControlIDontWant\"5\n\x0c\x43ontrolIHave\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x0c\"#\n\x0c\x43ontrolIWant\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x0c\" \n\x0c\x43ontrolGraft\x12\x10\n\x08topic_id\x18\x01 \x01(\t\"n\n\x0c\x43ontrolPrune\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12*\n\x05peers\x18\x02 \x03(\x0b\x32\x1b.p2pnode.libp2p.v1.PeerInfo\x12\x14\n\x07\x62\x61\x63koff\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_backoff\"\'\n\x10\x43ontrolIDontWant\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x0c\"7\n\x08PeerInfo\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x1a\n\x12signed_peer_record\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16libp2p/v1/pubsub.proto\x12\x11p2pnode.libp2p.v1\"\xca\x01\n\x03RPC\x12\x35\n\rsubscriptions\x18\x01 \x03(\x0b\x32\x1e.p2pnode.libp2p.v1.RPC.SubOpts\x12\x0f\n\x07publish\x18\x02 \x03(\x0c\x12\x32\n\x07\x63ontrol\x18\x03 \x01(\x0b\x32!.p2pnode.libp2p.v1.ControlMessage\x12\x17\n\x0cp2pnode_held\x18\xf1\xbe\xc5\x03 \x03(\x0c\x1a.\n\x07SubOpts\x12\x11\n\tsubscribe\x18\x01 \x01(\x08\x12\x10\n\x08topic_id\x18\x02 \x01(\t\"\xbd\x01\n\x07Message\x12\x11\n\x04\x66rom\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x01\x88\x01\x01\x12\x12\n\x05seqno\x18\x03 \x01(\x0cH\x02\x88\x01\x01\x12\x12\n\x05topic\x18\x04 \x01(\tH\x03\x88\x01\x01\x12\x16\n\tsignature\x18\x05 \x01(\x0cH\x04\x88\x01\x01\x12\x10\n\x03key\x18\x06 \x01(\x0cH\x05\x88\x01\x01\x42\x07\n\x05_fromB\x07\n\x05_dataB\x08\n\x06_seqnoB\x08\n\x06_topicB\x0c\n\n_signatureB\x06\n\x04_key\"\x88\x02\n\x0e\x43ontrolMessage\x12.\n\x05ihave\x18\x01 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlIHave\x12.\n\x05iwant\x18\x02 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlIWant\x12.\n\x05graft\x18\x03 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlGraft\x12.\n\x05prune\x18\x04 \x03(\x0b\x32\x1f.p2pnode.libp2p.v1.ControlPrune\x12\x36\n\tidontwant\x18\x05 \x03(\x0b\x32#.p2pnode.libp2p.v1.ControlIDontWant\"5\n\x0c\x43ontrolIHave\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12\x13\n\x0bmessage_ids\x18\x02 \x03(\x0c\"#\n\x0c\x43ontrolIWant\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x0c\" \n\x0c\x43ontrolGraft\x12\x10\n\x08topic_id\x18\x01 \x01(\t\"n\n\x0c\x43ontrolPrune\x12\x10\n\x08topic_id\x18\x01 \x01(\t\x12*\n\x05peers\x18\x02 \x03(\x0b\x32\x1b.p2pnode.libp2p.v1.PeerInfo\x12\x14\n\x07\x62\x61\x63koff\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\n\n\x08_backoff\"\'\n\x10\x43ontrolIDontWant\x12\x13\n\x0bmessage_ids\x18\x01 \x03(\x0c\"7\n\x08PeerInfo\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x1a\n\x12signed_peer_record\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'libp2p.v1.pubsub_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RPC']._serialized_start=46
-  _globals['_RPC']._serialized_end=223
-  _globals['_RPC_SUBOPTS']._serialized_start=177
-  _globals['_RPC_SUBOPTS']._serialized_end=223
-  _globals['_MESSAGE']._serialized_start=226
-  _globals['_MESSAGE']._serialized_end=415
-  _globals['_CONTROLMESSAGE']._serialized_start=418
-  _globals['_CONTROLMESSAGE']._serialized_end=682
-  _globals['_CONTROLIHAVE']._serialized_start=684
-  _globals['_CONTROLIHAVE']._serialized_end=737
-  _globals['_CONTROLIWANT']._serialized_start=739
-  _globals['_CONTROLIWANT']._serialized_end=774
-  _globals['_CONTROLGRAFT']._serialized_start=776
-  _globals['_CONTROLGRAFT']._serialized_end=808
-  _globals['_CONTROLPRUNE']._serialized_start=810
-  _globals['_CONTROLPRUNE']._serialized_end=920
-  _globals['_CONTROLIDONTWANT']._serialized_start=922
-  _globals['_CONTROLIDONTWANT']._serialized_end=961
-  _globals['_PEERINFO']._serialized_start=963
-  _globals['_PEERINFO']._serialized_end=1018
+  _globals['_RPC']._serialized_end=248
+  _globals['_RPC_SUBOPTS']._serialized_start=202
+  _globals['_RPC_SUBOPTS']._serialized_end=248
+  _globals['_MESSAGE']._serialized_start=251
+  _globals['_MESSAGE']._serialized_end=440
+  _globals['_CONTROLMESSAGE']._serialized_start=443
+  _globals['_CONTROLMESSAGE']._serialized_end=707
+  _globals['_CONTROLIHAVE']._serialized_start=709
+  _globals['_CONTROLIHAVE']._serialized_end=762
+  _globals['_CONTROLIWANT']._serialized_start=764
+  _globals['_CONTROLIWANT']._serialized_end=799
+  _globals['_CONTROLGRAFT']._serialized_start=801
+  _globals['_CONTROLGRAFT']._serialized_end=833
+  _globals['_CONTROLPRUNE']._serialized_start=835
+  _globals['_CONTROLPRUNE']._serialized_end=945
+  _globals['_CONTROLIDONTWANT']._serialized_start=947
+  _globals['_CONTROLIDONTWANT']._serialized_end=986
+  _globals['_PEERINFO']._serialized_start=988
+  _globals['_PEERINFO']._serialized_end=1043
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,7 @@ class RPC(_message.Message):
     SUBSCRIPTIONS_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
     CONTROL_FIELD_NUMBER: _builtins.int
+    P2PNODE_HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def subscriptions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RPC.SubOpts]: ...
     @_builtins.property
@@ -58,16 +59,24 @@ class RPC(_message.Message):
 
     @_builtins.property
     def control(self) -> Global___ControlMessage: ...
+    @_builtins.property
+    def p2pnode_held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ours: 8-byte seqnos of the receiver's own messages that the sender has stored. Others skip
+        a field they do not know; a number above 0x200000 is for experiments (pubsub/gossipsub,
+        extensions.md).
+        """
+
     def __init__(
         self,
         *,
         subscriptions: _abc.Iterable[Global___RPC.SubOpts] | None = ...,
         publish: _abc.Iterable[_builtins.bytes] | None = ...,
         control: Global___ControlMessage | None = ...,
+        p2pnode_held: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["control", b"control"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "publish", b"publish", "subscriptions", b"subscriptions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["control", b"control", "p2pnode_held", b"p2pnode_held", "publish", b"publish", "subscriptions", b"subscriptions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
