@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -33,12 +33,16 @@ from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging
+from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.gossip import RoutedGossip
 from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
+from p2pnode.node.storing import Durability, Retention
 from p2pnode.paths import register, runtime_dir
 from p2pnode.store.ceiling import SeqnoFile
+from p2pnode.store.database import DATABASE_NAME
 from p2pnode.store.lock import locked_data_dir
+from p2pnode.store.messages import open_messages
 from p2pnode.store.peers import PeersFile
 from p2pnode.wire.members import MAX_ADDRS, sign_record
 from p2pnode.wire.payload import format_time
@@ -141,14 +145,18 @@ class _Sidecar:
         token = _read_token(settings.api.token_file)
         addresses: tuple[ApiListener, ...] = ()
         network_key = _network_key(settings)
-        async with open_host(
-            identity,
-            network.listen,
-            announce=network.announce,
-            announce_cidr=network.announce_cidr,
-            stack=settings.transport.stack,
-            network_key=network_key,
-        ) as host:
+        verify_message = message_verify(verifier_for)
+        async with (
+            open_messages(data_dir / DATABASE_NAME) as store,
+            open_host(
+                identity,
+                network.listen,
+                announce=network.announce,
+                announce_cidr=network.announce_cidr,
+                stack=settings.transport.stack,
+                network_key=network_key,
+            ) as host,
+        ):
             sources = choose_sources(
                 settings,
                 docker_is_configured=self._loaded.sources["discovery.docker_host"] != "default",
@@ -172,38 +180,47 @@ class _Sidecar:
                     ),
                     publish_per_second=gossip_settings.publish_per_second,
                     publish_burst=gossip_settings.publish_burst,
-                    keep_count=settings.messages.keep_count,
-                    keep_bytes=settings.messages.keep_bytes,
+                    retention=Retention(
+                        settings.messages.keep_count, settings.messages.keep_bytes, settings.messages.keep_seconds
+                    ),
+                    durability=Durability(
+                        own=settings.messages.own_durability == "full",
+                        received=settings.messages.received_durability == "full",
+                    ),
+                    webhook=_webhook(settings),
                 ),
-                Keys(identity.peer_id_bytes, identity.sign, _verify_record),
+                Keys(identity.peer_id_bytes, identity.sign, _verify_record, verify_message),
                 host,
                 Stores(
                     SeqnoFile(data_dir / "seqno"),
                     SeqnoFile(data_dir / "incarnation"),
                     PeersFile(data_dir / "peers.json"),
+                    store,
                     data_dir,
                 ),
                 wall_ns=time.time_ns,
                 rng=Random(os.urandom(16)),
                 api_addresses=lambda: [str(address) for address in addresses],
             )
-            async with (
-                open_meshsub(host, Random(os.urandom(16))) as streams,
-                open_api(node, listeners, token=token, allowed_hosts=settings.api.allowed_hosts) as api,
-            ):
+            async with open_meshsub(host, Random(os.urandom(16))) as streams, AsyncExitStack() as served:
                 gossip = RoutedGossip(
                     identity.peer_id,
                     streams,
                     node,
-                    message_verify(verifier_for),
+                    verify_message,
                     _gossip_params(settings),
                     Random(os.urandom(16)),
                     fixed_degree=bool(gossip_settings.degree),
                 )
                 node.attach(gossip)
+                await node.load()
+                served.push_async_callback(_shielded, node.close)
                 streams.report_to(gossip)
                 host.report_to(streams)
                 host.report_to(node)
+                api = await served.enter_async_context(
+                    open_api(node, listeners, token=token, allowed_hosts=settings.api.allowed_hosts)
+                )
                 addresses = api.addresses
                 with ExitStack() as stack:
                     stack.enter_context(
@@ -259,6 +276,23 @@ class _Sidecar:
         self.exit_code = 128 - status if status < 0 else status
         log.info("agent ended", extra={"pid": self._agent.pid, "status": self.exit_code})
         self._leave.set()
+
+
+async def _shielded(close: Callable[[], Awaitable[None]]) -> None:
+    with trio.CancelScope(shield=True):
+        await close()
+
+
+def _webhook(settings: Settings) -> WebhookSettings | None:
+    agent = settings.agent
+    if not agent.webhook:
+        return None
+    return WebhookSettings(
+        agent.webhook,
+        agent.webhook_topics or settings.gossip.topics,
+        agent.webhook_timeout_seconds,
+        agent.webhook_attempts,
+    )
 
 
 def _own_record(settings: Settings, identity: Identity, name: str) -> MemberRecord:

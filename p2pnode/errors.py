@@ -138,3 +138,7 @@ class Degraded(P2PNodeError):
     """It works, but not as asked: a wait that ran out, a thing not found (exit code 1)."""
 
     exit_code = 1
+
+
+class StorageFull(EnvironmentFault):
+    """There is no space left to store what was asked (HTTP 507); nothing of it was stored, and the rest is kept."""

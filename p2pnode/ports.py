@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -269,6 +269,12 @@ class GossipEvents(Protocol):
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         """The router wants a connection: `record` is a signed peer record still to be checked."""
 
+    def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        """A peer has stored own messages of ours: 8-byte seqnos, as it says, at most 1,024."""
+
+    def repeated(self, peer: PeerId, message_id: MessageId) -> None:
+        """A peer sent an own message of its again that is kept here: it has not heard that it is held."""
+
 
 class Gossip(Protocol):
     """The router behind one seam: subscriptions and own messages in, messages and mesh out."""
@@ -288,6 +294,18 @@ class Gossip(Protocol):
 
     async def publish(self, message: SignedMessage) -> None:
         """Hand an own message to the mesh."""
+
+    def announce(self, message: SignedMessage, peers: Collection[PeerId]) -> None:
+        """Send an own message again, to those of `peers` that are in its topic; they pass on what is new to them."""
+
+    def misbehaved(self, peer: PeerId, why: str) -> None:
+        """A peer did elsewhere what no honest one does: it costs score."""
+
+    def send_held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        """Tell a peer of our kind which of its own messages are stored here, by 8-byte seqno.
+
+        Sent when nothing else waits for it, and dropped when its queue is full.
+        """
 
     def answer(self, message_id: MessageId, verdict: Verdict) -> None:
         """The verdict on a message whose `judge` returned None."""
@@ -345,6 +363,221 @@ class KnownPeers(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """What is known of a stored message without its bytes.
+
+    Args:
+        id: the message id.
+        topic: its topic.
+        arrival: the local number that readers go by, strictly rising over all topics and never used twice; 0 while it
+            is held back for a gap before it.
+        published_at_ns: signed time; 0 without one.
+        expires_at_ns: signed; 0 for never.
+        received_at_ns: wall time here.
+        size: of the signed bytes.
+        digest: SHA-256 of the signed bytes, cut to 16 bytes.
+        prev: the origin's previous seqno on this topic, signed; 0 when unknown.
+        carrier: the road it came by: `local`, `gossip`, `sync`, `nats`, `http`.
+        late: released after a message of the same origin that followed it.
+        own: ours.
+    """
+
+    id: MessageId
+    topic: str
+    arrival: int
+    published_at_ns: int
+    expires_at_ns: int
+    received_at_ns: int
+    size: int
+    digest: bytes
+    prev: int = 0
+    carrier: str = "gossip"
+    late: bool = False
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A durable reader of some topics.
+
+    Args:
+        name: chosen by the agent; `webhook` is the sidecar's own.
+        topics: what it reads.
+        cursor: everything up to this arrival was handled.
+    """
+
+    name: str
+    topics: tuple[str, ...]
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that a subscription gave up.
+
+    Args:
+        subscription: its name.
+        arrival: the message's.
+        id: the message id.
+        topic: its topic.
+        attempts: how often it was tried.
+        error: what the agent answered the last time.
+        at_ns: wall time of that.
+    """
+
+    subscription: str
+    arrival: int
+    id: MessageId
+    topic: str
+    attempts: int
+    error: str
+    at_ns: int
+
+
+# What is written. All changes of one `write` are in one transaction, in their order; each is idempotent.
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Store a message; nothing happens when its id is there. `outbox`: it is ours and not safe elsewhere yet."""
+
+    entry: Entry
+    raw: bytes
+    outbox: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A message that was held back gets its arrival."""
+
+    id: MessageId
+    arrival: int
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget messages, with their place in the outbox and their dead letters."""
+
+    ids: tuple[MessageId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """Below this signed time (ns) nothing of the topic is kept any more."""
+
+    topic: str
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxDone:
+    """These are safe elsewhere."""
+
+    ids: tuple[MessageId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """An idempotency key was used for a message; `digest` is that of what was asked."""
+
+    key: str
+    digest: bytes
+    id: MessageId
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Create or change a subscription, its cursor included."""
+
+    subscription: Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Forget a subscription and its dead letters."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """A subscription handled everything up to this arrival."""
+
+    name: str
+    cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """A subscription gave a message up."""
+
+    letter: DeadLetter
+
+
+@dataclass(frozen=True, slots=True)
+class Exhume:
+    """A dead letter is none any more: tried again, or dropped."""
+
+    subscription: str
+    arrival: int
+
+
+Change = Add | Release | Drop | Horizon | OutboxDone | Remember | Subscribe | Unsubscribe | Advance | Bury | Exhume
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """All that a store holds besides the messages' bytes, as it was opened.
+
+    Args:
+        entries: by arrival, those held back (arrival 0) last.
+        outbox: own messages that were not safe elsewhere.
+        last_arrival: the highest ever used.
+        horizons: ns by topic.
+        remembered: idempotency keys, the oldest first.
+    """
+
+    entries: Sequence[Entry] = ()
+    outbox: Sequence[MessageId] = ()
+    last_arrival: int = 0
+    horizons: Mapping[str, int] = field(default_factory=dict)
+    remembered: Sequence[Remember] = ()
+    subscriptions: Sequence[Subscription] = ()
+    dead_letters: Sequence[DeadLetter] = ()
+
+
+class MessageStore(Protocol):
+    """Where messages survive a restart. It decides nothing: what is kept and in which order is the node's business."""
+
+    async def load(self) -> Contents:
+        """Everything but the bytes; called once, before the first write.
+
+        Raises:
+            EnvironmentFault: it cannot be read, with the fix.
+        """
+
+    async def write(self, changes: Sequence[Change], *, full: bool) -> None:
+        """Returns when they are committed; calls that wait at the same time share a transaction.
+
+        Args:
+            full: a power cut right after the return loses nothing; else it may lose the last moments.
+
+        Raises:
+            StorageFull: no space; nothing of these changes was written.
+            EnvironmentFault: another failure, likewise.
+        """
+
+    async def read(self, ids: Sequence[MessageId]) -> Mapping[MessageId, bytes]:
+        """The signed bytes of those that are there.
+
+        Raises:
+            EnvironmentFault: it cannot be read.
+        """
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """What a publisher gets back once its message is kept.
 
@@ -366,10 +599,12 @@ class Followed:
     Args:
         document: the message document; empty when messages were lost.
         lost: how many fell out of the bounded history before this follower read them.
+        replaced: another stream of the same subscription took over; the last step of this one.
     """
 
     document: JsonObject = field(default_factory=dict)
     lost: int = 0
+    replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +646,7 @@ class Sidecar(Protocol):
             Unavailable: 503, with a reason; nothing was sent.
         """
 
-    def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
+    async def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
         """Message documents in order of arrival here, after the message with id `after` (None: from the start).
 
         Raises:
@@ -425,6 +660,73 @@ class Sidecar(Protocol):
 
         Raises:
             InvalidRequest: as `messages`.
+        """
+
+    def subscribe(self, topic: str, name: str, *, start: str) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
+        """Read a durable subscription: all that was not acknowledged, then what comes.
+
+        It is created at `start` (as in `follow`) when there is none of that name. An open stream of it ends with
+        `replaced`. What is not acknowledged for long is sent again; at most 256 messages are sent ahead of that.
+
+        Raises:
+            InvalidRequest: as `messages`; or the name is no name, or that of a subscription to another topic.
+            TooBusy: there are as many subscriptions as can be.
+            EnvironmentFault: it could not be stored.
+        """
+
+    async def acknowledge(self, name: str, message_id: str) -> JsonObject:
+        """Everything a subscription was sent up to a message was handled: `subscription`, `pending`.
+
+        Raises:
+            NotFound: no such subscription.
+            InvalidRequest: no message id, or of none that is stored here and belongs to the subscription.
+        """
+
+    async def nack(self, name: str, message_id: str, reason: str) -> JsonObject:
+        """A subscription's reader gives one message up; answers and raises as `acknowledge`.
+
+        Raises:
+            EnvironmentFault: the dead letter could not be stored.
+        """
+
+    async def subscriptions(self) -> list[JsonObject]:
+        """`name`, `topics`, `cursor`, `pending`, `state`; by name."""
+
+    async def unsubscribe(self, name: str) -> None:
+        """Forget a subscription, its place and its dead letters.
+
+        Raises:
+            NotFound: no such subscription.
+            InvalidRequest: it is that of the configured webhook.
+            EnvironmentFault: it could not be stored.
+        """
+
+    async def deliveries(self) -> list[JsonObject]:
+        """What waits for the agent, by subscription: `subscription`, `topics`, `cursor`, `pending`,
+        `oldest_pending_seconds`, `in_flight`, `failed` (dead letters), `delivered`, `state`, `retry_in_seconds`,
+        `last_error`, `last_error_at`. `state`: `delivering`, `waiting` (the webhook does not take messages just now),
+        `connected` (its stream is open), `idle` (it is not), `off` (the webhook is not configured)."""
+
+    def dead_letters(self, subscription: str | None, limit: int) -> list[JsonObject]:
+        """What was given up, the oldest first: `subscription`, `id`, `topic`, `attempts`, `error`, `at`, `retrying`.
+
+        Raises:
+            NotFound: no such subscription.
+        """
+
+    async def retry_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        """Try dead letters again: one or all, of one subscription or of all; how many.
+
+        Raises:
+            NotFound: no such subscription, or no such dead letter.
+            InvalidRequest: no message id, or the webhook whose it is is off.
+        """
+
+    async def drop_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        """Forget dead letters; as `retry_deliveries`. One that is on its way to the agent just now stays.
+
+        Raises:
+            EnvironmentFault: it could not be stored.
         """
 
     async def mesh(self) -> JsonObject:

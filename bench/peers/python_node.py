@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -81,6 +81,12 @@ class Receipts:
 
     def holds(self, message_id: MessageId) -> bool:
         return False
+
+    def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        """Nobody counts what others store."""
+
+    def repeated(self, peer: PeerId, message_id: MessageId) -> None:
+        """Nothing is kept, so nothing is told."""
 
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         """The benchmark's topology is fixed."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
 import trio
 from starlette.types import Receive, Scope, Send
 
-from p2pnode.api.documents import disconnected, encode, encode_message
+from p2pnode.api.documents import disconnected
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import ApiCounters
 from p2pnode.errors import TooBusy
 from p2pnode.ports import Followed, Sidecar
+from p2pnode.wire.json_text import encode, encode_message
 
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -33,6 +35,7 @@ class EventStream:
         sidecar: whose topic.
         topic: its name.
         start: `start`, `now` or a message id.
+        subscription: the name of a durable subscription; None: the stream keeps no place.
         stopping: set when the API shuts down.
         limits: number of streams, time between two comments.
         counters: where open streams are counted.
@@ -44,6 +47,7 @@ class EventStream:
         topic: str,
         start: str,
         *,
+        subscription: str | None = None,
         stopping: trio.Event,
         limits: ApiLimits,
         counters: ApiCounters,
@@ -51,6 +55,7 @@ class EventStream:
         self._sidecar = sidecar
         self._topic = topic
         self._start = start
+        self._subscription = subscription
         self._stopping = stopping
         self._limits = limits
         self._counters = counters
@@ -65,10 +70,15 @@ class EventStream:
             )
         self._counters.event_streams += 1
         try:
-            async with self._sidecar.follow(self._topic, start=self._start) as steps:
+            async with self._open() as steps:
                 await self._serve(steps, scope["method"] == "HEAD", receive, send)
         finally:
             self._counters.event_streams -= 1
+
+    def _open(self) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
+        if self._subscription is None:
+            return self._sidecar.follow(self._topic, start=self._start)
+        return self._sidecar.subscribe(self._topic, self._subscription, start=self._start)
 
     async def _serve(self, steps: AsyncIterator[Followed], head_only: bool, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
@@ -108,5 +118,7 @@ def event_bytes(step: Followed) -> bytes:
     """One event. JSON in ASCII has no raw line break, so one data line holds it."""
     if step.lost:
         return b"event: lost\ndata: " + encode({"lost": step.lost}) + b"\n\n"
+    if step.replaced:
+        return b'event: replaced\ndata: {"reason":"another stream of this subscription was opened"}\n\n'
     identifier = str(step.document["id"]).encode()
     return b"id: " + identifier + b"\nevent: message\ndata: " + encode_message(step.document) + b"\n\n"

@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from p2pnode.api.documents import encode
 from p2pnode.errors import (
     CallerError,
     EnvironmentFault,
@@ -20,9 +19,11 @@ from p2pnode.errors import (
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
+    StorageFull,
     TooBusy,
     Unavailable,
 )
+from p2pnode.wire.json_text import encode
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ TITLES = {
     "too-busy": "Too much at once",
     "internal-error": "Something unexpected went wrong here",
     "unavailable": "Not possible right now",
+    "storage-full": "There is no space left to store it",
     "environment": "The sidecar's machine is in the way",
     "http-error": "The request cannot be answered",
 }
@@ -120,6 +122,8 @@ def environment_problem(error: EnvironmentFault) -> Problem:
             reason=error.reason,
             retry_after_seconds=error.retry_after_seconds,
         )
+    if isinstance(error, StorageFull):
+        return Problem(507, "storage-full", error.detail, hint=error.hint, reason="storage-full")
     return Problem(503, "environment", error.detail, hint=error.hint, reason="environment", retry_after_seconds=5.0)
 
 

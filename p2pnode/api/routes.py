@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from urllib.parse import unquote
+from collections.abc import AsyncIterator
 
 import trio
 from starlette.applications import Starlette
@@ -14,25 +12,26 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from p2pnode.api import problems
-from p2pnode.api.documents import JsonChunks, encode_message, json_response
+from p2pnode.api.deliveries import DeliveryResources
+from p2pnode.api.documents import JsonChunks, json_response
 from p2pnode.api.events import EventStream
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import CONTENT_TYPE, ApiCounters, Exposition
 from p2pnode.api.naming import find_peer
+from p2pnode.api.reading import path_segment, read_limit
 from p2pnode.api.topology import topology_document
 from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidRequest
 from p2pnode.ports import JsonObject, Sidecar
+from p2pnode.wire.json_text import encode_message
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DEFAULT_MESSAGES = 100
-MAX_MESSAGES = 1000
 MAX_IDEMPOTENCY_KEY_CHARS = 255
 PAGE_MESSAGES = 32
 """Messages taken from the node at a time, so that an answer of 1,000 large ones never stands in memory at once."""
 
 _READY_STATUS = {"delivering": 200, "degraded": 206, "not-ready": 503}
 _HEADER_PREFIX = "p2p-"
-_DECIMAL = re.compile(r"[0-9]{1,9}")
 
 _INDEX = """\
 p2pnode: local API of a libp2p gossip sidecar
@@ -51,6 +50,15 @@ GET  /api/v1/topics                          topics with peers and counts
 POST /api/v1/topics/{topic}/messages         publish the body; headers: Content-Type, Idempotency-Key, P2P-*
 GET  /api/v1/topics/{topic}/messages         kept messages: ?after=ID&limit=N (1 to 1000, default 100)
 GET  /api/v1/topics/{topic}/events           follow: server-sent events; Last-Event-ID or ?from=start|now|ID
+                                             ?subscription=NAME keeps its place until it is acknowledged
+GET  /api/v1/subscriptions                   durable subscriptions
+POST /api/v1/subscriptions/{name}/ack        {"id"}: everything up to it was handled
+POST /api/v1/subscriptions/{name}/nack       {"id","reason"}: this one is given up
+DELETE /api/v1/subscriptions/{name}          forget a subscription
+GET  /api/v1/deliveries                      what waits for the agent, by subscription
+GET  /api/v1/deliveries/failed               what was given up: ?subscription=NAME&limit=N (1 to 1000)
+POST /api/v1/deliveries/retry                {"id"} or {"all":true}, "subscription" if only one is meant
+POST /api/v1/deliveries/drop                 likewise: forget what was given up
 GET  /api/v1/bootstrap-peers                 addresses another node can join by
 
 A slash inside a topic name is written %2F. Errors are application/problem+json (RFC 9457).
@@ -73,6 +81,7 @@ class Resources:
         self._counters = counters
         self._stopping = stopping
         self._exposition = Exposition(sidecar.metrics, counters)
+        self._deliveries = DeliveryResources(sidecar)
 
     def routes(self) -> list[Route]:
         return [
@@ -90,6 +99,7 @@ class Resources:
             Route("/api/v1/topics", self.topics),
             Route("/api/v1/topics/{topic}/messages", self.topic_messages, methods=["GET", "POST"]),
             Route("/api/v1/topics/{topic}/events", self.topic_events),
+            *self._deliveries.routes(),
             Route("/api/v1/bootstrap-peers", self.bootstrap_peers),
         ]
 
@@ -128,7 +138,7 @@ class Resources:
         return json_response(self._sidecar.peers())
 
     async def ping(self, request: Request) -> Response:
-        known = find_peer(_segment(request, "peer"), self._sidecar.peers())
+        known = find_peer(path_segment(request, "peer"), self._sidecar.peers())
         return json_response(await self._sidecar.ping(known["peer_id"]))
 
     async def mesh(self, _request: Request) -> Response:
@@ -152,13 +162,14 @@ class Resources:
     async def topic_messages(self, request: Request) -> Response | JsonChunks:
         if request.method == "POST":
             return await self._publish(request)
-        return self._messages(request)
+        return await self._messages(request)
 
     async def topic_events(self, request: Request) -> EventStream:
         return EventStream(
             self._sidecar,
             _topic(request),
             _start(request),
+            subscription=request.query_params.get("subscription"),
             stopping=self._stopping,
             limits=self._limits,
             counters=self._counters,
@@ -186,9 +197,9 @@ class Resources:
             document["duplicate"] = True
         return json_response(document, 202)
 
-    def _messages(self, request: Request) -> Response | JsonChunks:
+    async def _messages(self, request: Request) -> Response | JsonChunks:
         faults: list[Fault] = []
-        limit = _limit(request, faults)
+        limit = read_limit(request, DEFAULT_MESSAGES, faults)
         after = request.query_params.get("after")
         if after == "":
             faults.append(Fault("after", "is empty: give a message id, or leave it out to read from the start"))
@@ -196,13 +207,13 @@ class Resources:
         if faults:
             raise InvalidRequest("the messages cannot be listed", faults)
         asked = min(limit, PAGE_MESSAGES)
-        first = self._sidecar.messages(topic, after=after, limit=asked)
+        first = await self._sidecar.messages(topic, after=after, limit=asked)
         if len(first) < asked or limit == asked:
             body = b"[" + b",".join(encode_message(document) for document in first) + b"]"
             return Response(body, media_type="application/json")
         return JsonChunks(self._pages(topic, first, limit))
 
-    def _pages(self, topic: str, page: list[JsonObject], limit: int) -> Iterator[bytes]:
+    async def _pages(self, topic: str, page: list[JsonObject], limit: int) -> AsyncIterator[bytes]:
         """A JSON array of up to `limit` messages, page by page, beginning with `page`."""
         sent = 0
         while page:
@@ -212,7 +223,7 @@ class Resources:
             if sent >= limit:
                 break
             try:
-                page = self._sidecar.messages(topic, after=page[-1]["id"], limit=min(limit - sent, PAGE_MESSAGES))
+                page = await self._sidecar.messages(topic, after=page[-1]["id"], limit=min(limit - sent, PAGE_MESSAGES))
             except InvalidRequest:
                 break  # the last one sent fell out of the history meanwhile; the caller's next question says so
         yield b"]"
@@ -220,27 +231,7 @@ class Resources:
 
 def _topic(request: Request, faults: list[Fault] | None = None) -> str:
     """The topic's name; whether it is a valid one the sidecar says. Without `faults` a bad one raises at once."""
-    return _segment(request, "topic", faults)
-
-
-def _segment(request: Request, name: str, faults: list[Fault] | None = None) -> str:
-    """A part of the path, percent-decoded; without `faults` a bad one raises at once."""
-    try:
-        return unquote(request.path_params[name], errors="strict")
-    except UnicodeDecodeError:
-        fault = Fault(name, "its percent-encoded bytes are no UTF-8")
-    if faults is None:
-        raise InvalidRequest("the path is wrong", [fault])
-    faults.append(fault)
-    return ""
-
-
-def _limit(request: Request, faults: list[Fault]) -> int:
-    text = request.query_params.get("limit", str(DEFAULT_MESSAGES))
-    if _DECIMAL.fullmatch(text) and 1 <= int(text) <= MAX_MESSAGES:
-        return int(text)
-    faults.append(Fault("limit", f"{text!r} is no number from 1 to {MAX_MESSAGES}"))
-    return DEFAULT_MESSAGES
+    return path_segment(request, "topic", faults)
 
 
 def _start(request: Request) -> str:

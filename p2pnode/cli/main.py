@@ -31,7 +31,10 @@ COMMANDS: Final[Mapping[str, str]] = {
     "ping": "p2pnode.cli.ping:ping",
     "pub": "p2pnode.cli.pub:pub",
     "sub": "p2pnode.cli.sub:sub",
+    "messages": "p2pnode.cli.messages:messages",
+    "deliveries": "p2pnode.cli.deliveries:deliveries",
     "keygen": "p2pnode.cli.local:keygen",
+    "store": "p2pnode.cli.store:store",
     "config": "p2pnode.cli.local:config",
     "version": "p2pnode.cli.local:version",
 }

@@ -41,6 +41,11 @@ SHOWN_CHARACTERS: Final = 2000
     "ending a line. Default: a readable line on a terminal, else jsonl.",
 )
 @click.option("--from", "start", metavar="start|now|ID", default="now", show_default=True, help="Where to begin.")
+@click.option(
+    "--subscription",
+    metavar="NAME",
+    help="Keep the place under this name: what was printed is acknowledged, the rest comes again next time.",
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",
@@ -53,6 +58,7 @@ def sub(
     topic: str,
     form: str | None,
     start: str,
+    subscription: str | None,
     count: int | None,
     timeout: float | None,
     api: str | None,
@@ -62,12 +68,13 @@ def sub(
     deadline = None if timeout is None else time.monotonic() + timeout
     form = form or ("line" if output.for_people() else "jsonl")
     shown = 0
-    follower = Follower(connect(api, api_token_file), topic, start, deadline)
+    follower = Follower(connect(api, api_token_file), topic, start, deadline, subscription=subscription)
     try:
         with closing(follower.events()) as messages:
             for message in messages:
                 show(message, form)
                 sys.stdout.flush()
+                follower.acknowledge(message)
                 shown += 1
                 if shown == count:
                     return 0
@@ -87,13 +94,17 @@ class Follower:
     Args:
         start: `start`, `now` or a message id.
         deadline: on the monotonic clock; None: for ever.
+        subscription: a durable one, which keeps its place until `acknowledge`; None: none.
     """
 
-    def __init__(self, client: Client, topic: str, start: str, deadline: float | None) -> None:
+    def __init__(
+        self, client: Client, topic: str, start: str, deadline: float | None, *, subscription: str | None = None
+    ) -> None:
         self._client = client
         self._topic = topic
         self._start = start
         self._deadline = deadline
+        self._subscription = subscription
         self._last_id = ""
         self._seen: dict[str, None] = {}
 
@@ -133,7 +144,9 @@ class Follower:
         """One connection's messages, after a None that says it stands."""
         path = f"/api/v1/topics/{quote(self._topic)}/events"
         headers = {"Accept": "text/event-stream"}
-        if self._last_id:
+        if self._subscription is not None:
+            path += f"?from={quote(self._start)}&subscription={quote(self._subscription)}"
+        elif self._last_id:
             headers["Last-Event-ID"] = self._last_id
         else:
             path += f"?from={quote(self._start)}"
@@ -142,7 +155,7 @@ class Follower:
         ) as stream:
             if stream.status != 200:
                 error = refusal(Response(stream.status, stream.headers, b"".join(stream.chunks)))
-                if not (again and self._last_id and isinstance(error, InvalidRequest)):
+                if not (again and self._last_id and not self._subscription and isinstance(error, InvalidRequest)):
                     raise error
                 output.note(f"the sidecar no longer has message {self._last_id}; reading on from the oldest it has")
                 self._last_id, self._start = "", "start"
@@ -158,10 +171,40 @@ class Follower:
                         self._last_id = event.id
                     if event.kind == "lost":
                         output.note(f"lost: {_lost(event.data)}")
+                    elif event.kind == "replaced":
+                        raise Degraded(
+                            f"another reader of the subscription {self._subscription} took over",
+                            hint="one stream reads a subscription at a time; choose another --subscription",
+                        )
                     elif event.kind == "message" and self._is_new(event.id):
                         yield event
+                    elif event.kind == "message":
+                        self.acknowledge(event)  # printed before, but the acknowledgement did not get through
             except MalformedStream as error:
                 raise NotASidecar(f"what {self._client.address} sends is not understood: {error}") from error
+
+    def acknowledge(self, event: Event) -> None:
+        """Tell the sidecar that a message was printed; without a subscription nothing.
+
+        An acknowledgement that does not get through is no loss: the message comes again, and is acknowledged then.
+
+        Raises:
+            P2PNodeError: the sidecar refused: somebody deleted the subscription.
+        """
+        if self._subscription is None or not event.id:
+            return
+        try:
+            response = self._client.request(
+                "POST",
+                f"/api/v1/subscriptions/{quote(self._subscription)}/ack",
+                body=json.dumps({"id": event.id}).encode(),
+                headers={"Content-Type": "application/json"},
+            )
+        except NoSidecar as error:
+            output.note(f"not acknowledged: {error.detail}")
+            return
+        if response.status not in (200, 429, 503):
+            raise refusal(response)
 
     def _is_new(self, message_id: str) -> bool:
         if not message_id:
@@ -208,16 +251,20 @@ def show(event: Event, form: str) -> None:
         sys.stdout.write(_line(document) + "\n")
 
 
-def _line(document: dict[str, Any]) -> str:
+def payload_text(document: dict[str, Any]) -> str:
+    """A message's payload on one line, harmless on a terminal; of what is no text, how much there is of what."""
     payload, is_text = _payload(document)
     try:
         text = output.clean(payload.decode().rstrip("\n"))
     except UnicodeDecodeError:
         is_text, text = False, ""
-    if not is_text and not text:
-        text = f"({len(payload)} bytes of {output.cell(document.get('content_type'))})"
+    return text if is_text or text else f"({len(payload)} bytes of {output.cell(document.get('content_type'))})"
+
+
+def _line(document: dict[str, Any]) -> str:
+    text, size = payload_text(document), len(_payload(document)[0])
     if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]}… ({len(payload)} bytes; -o jsonl shows all)"
+        text = f"{text[:SHOWN_CHARACTERS]}… ({size} bytes; -o jsonl shows all)"
     origin = document.get("origin_name") or document.get("origin")
     parts = (
         (_clock(document.get("published_at") or document.get("received_at")), "dim"),

@@ -110,6 +110,17 @@ def check_endpoint(value: str) -> str:
     return value
 
 
+def check_webhook(value: str) -> str:
+    check_endpoint(value)
+    url = urlsplit(value)
+    if "@" in url.netloc:
+        # The value is shown by `config show` and in faults: a secret in a path is at least not taken for a name.
+        raise ValueError("must not hold a user or password: give the agent a path that only its sidecar knows")
+    if url.fragment:
+        raise ValueError(f"must not hold a fragment (#{url.fragment}): it is never sent")
+    return value
+
+
 def check_allowed_host(value: str) -> str:
     if is_host_name(value):
         return value.lower()

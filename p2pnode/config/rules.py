@@ -34,6 +34,8 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         )
     if settings.discovery.mode == "mdns" and settings.discovery.mdns == "off":
         yield ("discovery.mdns", "discovery.mode"), "is off, but discovery.mode is mdns; drop one of them"
+    if settings.agent.webhook_topics and not settings.agent.webhook:
+        yield ("agent.webhook_topics", "agent.webhook"), "is set, but no agent.webhook to post them to; set that too"
     for key, listeners in (("network.listen", network.listen), ("api.listen", api.listen)):
         # Port 0 is a new free port each time, so the same text twice is no clash.
         twice = {each for each in listeners if listeners.count(each) > 1 and not each.endswith(("/0", ":0"))}

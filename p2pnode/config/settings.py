@@ -28,6 +28,7 @@ from p2pnode.config.checks import (
     check_service,
     check_text,
     check_topic,
+    check_webhook,
     check_word,
 )
 from p2pnode.core.message import MAX_MESSAGE_BYTES
@@ -38,6 +39,7 @@ Role = Literal["chorus", "whoosh", "bridge", "bootstrap"]
 Stack = Literal["fused", "library"]
 DiscoveryMode = Literal["auto", "docker-swarm", "dns", "mdns", "static"]
 Switch = Literal["auto", "on", "off"]
+Durability = Literal["full", "normal"]
 
 
 def _about(description: str, *, unit: str = "", shown: str = "", secret: bool = False) -> dict[str, str]:
@@ -318,7 +320,7 @@ class ApiSettings:
 
 @dataclass(frozen=True, slots=True)
 class MessagesSettings:
-    """What is kept for agents that read later."""
+    """What is stored, so that nothing is lost: for agents that read later, and for nodes that were away."""
 
     keep_count: Annotated[int, Between(1, 10_000_000)] = field(
         default=10_000, metadata=_about("Messages kept for each topic; the oldest go first.", unit="messages per topic")
@@ -326,15 +328,34 @@ class MessagesSettings:
     keep_bytes: Annotated[int, Between(MAX_MESSAGE_BYTES, 1 << 40)] = field(
         default=64 * 1024 * 1024,
         metadata=_about(
-            "Bytes kept over all topics: 64 MiB, some 240 of the largest messages. At least one of those must fit.",
+            "Bytes kept for each topic: 64 MiB, some 240 of the largest messages. At least one of those must fit.",
             unit="bytes",
         ),
+    )
+    keep_seconds: Annotated[float, Between(60, 10 * 365 * 86400)] = field(
+        default=7 * 86400.0,
+        metadata=_about(
+            "How long a message is kept after its signed time: a week, so that a node that was away over a long "
+            "weekend misses nothing.",
+            unit="seconds",
+        ),
+    )
+    own_durability: Durability = field(
+        default="full",
+        metadata=_about(
+            "Of own messages when 202 is answered. `full`: a power cut loses none; `normal`: it may take the last "
+            "moments, a crash of the process nothing."
+        ),
+    )
+    received_durability: Durability = field(
+        default="normal",
+        metadata=_about("Of received messages: what a power cut takes, synchronisation brings again."),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
-    """What this node tells others about its agent."""
+    """The agent: what others are told about it, and how it gets its messages."""
 
     id: Text = field(default="", metadata=_about("The agent's id in WHOOSH and CHORUS."))
     name: Text = field(default="", metadata=_about("The agent's name."))
@@ -348,6 +369,35 @@ class AgentSettings:
     cluster_id: Annotated[str, Check(check_cluster)] = field(
         default="docker-unified-stack",
         metadata=_about("The cluster, as in `backbeat.status.<cluster>`; the default is upstream's."),
+    )
+    webhook: Annotated[str, Check(check_webhook)] = field(
+        default="",
+        metadata=_about(
+            "Where each message is posted until the agent answers 2xx: `http://HOST:PORT/PATH`, or https. Empty: the "
+            "agent reads an event stream, or nothing.",
+            unit="URL",
+            shown="none",
+        ),
+    )
+    webhook_topics: tuple[TopicName, ...] = field(
+        default=(),
+        metadata=_about("Topics whose messages are posted. Empty: `gossip.topics`.", shown="`gossip.topics`"),
+    )
+    webhook_timeout_seconds: Annotated[float, Between(0.1, 3600)] = field(
+        default=10.0,
+        metadata=_about(
+            "How long one attempt may take, from the connection to the end of the answer; 10 s is what CHORUS's own "
+            "callers allow.",
+            unit="seconds",
+        ),
+    )
+    webhook_attempts: Annotated[int, Between(1, 1_000_000)] = field(
+        default=1440,
+        metadata=_about(
+            "How often a message is tried before it becomes a dead letter. The pauses are 0.5 s doubling to 60 s: 1440 "
+            "attempts take a day (23.9 h) at least, 20 take 13 minutes, 8 take one.",
+            unit="attempts",
+        ),
     )
     stop_grace_seconds: Annotated[float, Between(0, 3600)] = field(
         default=10.0,

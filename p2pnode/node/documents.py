@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 
 from p2pnode.core.membership.record import Member
-from p2pnode.core.message import format_message_id
+from p2pnode.core.message import SignedMessage, format_message_id
 from p2pnode.core.peerid import PeerId, peer_id_text
-from p2pnode.node.history import Kept
-from p2pnode.ports import JsonObject, Link
+from p2pnode.ports import Entry, JsonObject, Link
 from p2pnode.wire.payload import decode_payload, format_time, parse_json
 
 
-def message_document(kept: Kept, origin_name: str | None) -> JsonObject:
-    """One message for the agent. `payload` is JSON where it is JSON, else base64 with `encoding`."""
-    message, payload = kept.message, decode_payload(kept.message.data)
+def message_document(entry: Entry, message: SignedMessage, origin_name: str | None) -> JsonObject:
+    """One stored message for the agent.
+
+    `payload` is JSON where it is JSON, else base64 with `encoding`. `late`: a message of the same origin and topic that
+    follows this one was handed over before it.
+    """
+    payload = decode_payload(message.data)
     metadata = payload.metadata
     document: JsonObject = {
         "id": format_message_id(message.id),
@@ -24,8 +27,9 @@ def message_document(kept: Kept, origin_name: str | None) -> JsonObject:
         "seqno": str(message.number),
         "published_at": format_time(metadata.published_at_ns) if metadata and metadata.published_at_ns else None,
         "expires_at": format_time(metadata.expires_at_ns) if metadata and metadata.expires_at_ns else None,
-        "received_at": format_time(kept.received_at_ns),
-        "carrier": kept.carrier,
+        "received_at": format_time(entry.received_at_ns),
+        "carrier": entry.carrier,
+        "late": entry.late,
         "content_type": payload.content_type or "application/octet-stream",
         "headers": dict(metadata.headers) if metadata else {},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from random import Random
 
 import trio
@@ -43,7 +43,7 @@ from p2pnode.core.message import Ignore, MessageId, SignedMessage, Topic, Verdic
 from p2pnode.core.peerid import PeerId, peer_id_bytes
 from p2pnode.errors import TooBusy, Unavailable
 from p2pnode.ports import GossipEvents, Link, Meshsub
-from p2pnode.wire.rpc import decode_rpc, encode_publish, encode_rpc
+from p2pnode.wire.rpc import MAX_HELD, Decoded, decode_rpc, encode_held, encode_publish, encode_rpc
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +191,26 @@ class RoutedGossip:
             self._handle(PeerMisbehaved(peer, refused.reason, refused.topic))
         if decoded.excess:
             self._counters["ignore", "control-excess"] += decoded.excess
+        if decoded.held or decoded.held_malformed:
+            self._held(peer, decoded)
+        if decoded.rpc.publish:
+            self._find_repeats(peer, decoded.rpc.publish)
         self._handle(RpcReceived(peer, decoded.rpc))
+
+    def _held(self, peer: PeerId, decoded: Decoded) -> None:
+        if decoded.held_malformed:
+            self._counters["ignore", "held-malformed"] += decoded.held_malformed
+        if self._router.graylisted(peer):
+            self._counters["ignore", "held-graylisted"] += len(decoded.held)
+        elif decoded.held:
+            self._events.held(peer, decoded.held)
+
+    def _find_repeats(self, peer: PeerId, messages: Sequence[SignedMessage]) -> None:
+        """Who sends its own message although it is kept here: before the router, which counts it as a duplicate."""
+        raw = peer_id_bytes(peer)
+        for message in messages:
+            if message.origin == raw and self._events.holds(message.id):
+                self._events.repeated(peer, message.id)
 
     # -- ports.Gossip ------------------------------------------------------------------
 
@@ -200,6 +219,16 @@ class RoutedGossip:
 
     async def publish(self, message: SignedMessage) -> None:
         self._handle(Publish(message))
+
+    def announce(self, message: SignedMessage, peers: Collection[PeerId]) -> None:
+        # Not by the router: it would send to everybody in the topic, or to the mesh alone when the message is large.
+        there = [peer for peer in self._router.topic_peers(message.topic) if peer in peers]
+        self._streams.send(there, encode_publish(message), Priority.OWN, message.id)
+
+    def send_held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        for start in range(0, len(seqnos), MAX_HELD):
+            body = encode_held(seqnos[start : start + MAX_HELD])
+            self._streams.send((peer,), body, Priority.GOSSIP, None)
 
     def answer(self, message_id: MessageId, verdict: Verdict) -> None:
         """The verdict on a message whose `judge` returned None."""

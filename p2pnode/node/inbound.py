@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Callable
 
 from p2pnode.core.council import OPPORTUNITY_TOPIC, check_opportunity
-from p2pnode.core.message import Accept, Ignore, SignedMessage, Verdict, format_message_id
+from p2pnode.core.message import Accept, Ignore, SignedMessage, Verdict, Verify, format_message_id
 from p2pnode.core.metadata import FUTURE_ALLOWANCE_SECONDS, RELAY_AGE_SECONDS, Payload
 from p2pnode.core.peerid import PeerId, peer_id_text
-from p2pnode.node.history import History
+from p2pnode.errors import InvalidMessage
+from p2pnode.node.archive import Archive
 from p2pnode.node.members import Members
 from p2pnode.wire.members import MEMBERS_TOPIC
 from p2pnode.wire.payload import decode_payload
+from p2pnode.wire.pubsub import decode_message
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +30,17 @@ class Inbound:
     forwarded it did nothing wrong (architecture, decision 5).
     """
 
-    def __init__(self, history: History, members: Members, wall_ns: Callable[[], int]) -> None:
-        self._history = history
+    def __init__(self, archive: Archive, members: Members, verify: Verify, wall_ns: Callable[[], int]) -> None:
+        self._archive = archive
         self._members = members
+        self._verify = verify
         self._wall_ns = wall_ns
         self.received: Counter[str] = Counter()
 
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         if message.topic == MEMBERS_TOPIC:
             return self._members.judge(message)
-        if message.id in self._history:
+        if message.id in self._archive:
             return Ignore("held")
         payload = decode_payload(message.data)
         verdict = self._judge_times(payload)
@@ -65,12 +68,33 @@ class Inbound:
             return Ignore("expired")
         return Accept(relay=now - metadata.published_at_ns < RELAY_AGE_SECONDS * 1e9)
 
-    def deliver(self, message: SignedMessage, *, carrier: str) -> None:
-        """Keep an accepted message and wake its followers."""
+    def take_synced(self, raw: bytes, is_subscribed: Callable[[str], bool]) -> str | None:
+        """Check a message that a neighbour handed over, as if it had been gossiped, and store it; it is not passed on.
+
+        Returns:
+            Why it was not taken: a short fixed word, `held` when it is stored already; None when it was.
+        """
+        try:
+            message = decode_message(raw)
+        except InvalidMessage as error:
+            return error.reason
+        if message.id in self._archive:
+            return "held"
+        if message.topic == MEMBERS_TOPIC or not is_subscribed(message.topic):
+            return "topic"
+        if not self._verify(message):
+            return "signature"
+        verdict = self.judge(message, None)
+        if not isinstance(verdict, Accept):
+            return verdict.why
+        return self.deliver(message, carrier="sync")
+
+    def deliver(self, message: SignedMessage, *, carrier: str) -> str | None:
+        """Have an accepted message stored; why it is not, as `Archive.take` says."""
         if message.topic == MEMBERS_TOPIC:
-            return
-        if not self._history.append(message, received_at_ns=self._wall_ns(), carrier=carrier):
-            return
+            return None
+        if (why := self._archive.take(message, carrier=carrier)) is not None:
+            return why
         self.received[message.topic] += 1
         if message.topic == OPPORTUNITY_TOPIC:
             document = decode_payload(message.data).document or {}
@@ -82,3 +106,4 @@ class Inbound:
                     "origin": peer_id_text(message.origin),
                 },
             )
+        return None

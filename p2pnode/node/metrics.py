@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from p2pnode.node.archive import Archive
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import Finder
-from p2pnode.node.history import History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
 from p2pnode.node.publish import Publisher
@@ -67,9 +67,21 @@ def discovery_metrics(finder: Finder, dialer: Dialer) -> Mapping[str, float]:
     return dict(rows)
 
 
-def history_metrics(history: History) -> Mapping[str, float]:
-    """What is kept, and what had to go."""
-    return {"p2pnode_history_messages_evicted_total": history.evicted, "p2pnode_history_bytes": history.bytes}
+def archive_metrics(archive: Archive) -> Mapping[str, float]:
+    """What is stored, what waits to be, what was not taken and what had to go."""
+    rows = [series("p2pnode_store_bytes", archive.total_bytes), series("p2pnode_store_queued", archive.queued)]
+    rows += [series("p2pnode_store_messages", len(archive.shelf(topic)), topic=topic) for topic in archive.topics()]
+    rows += [series("p2pnode_store_refused_total", n, reason=reason) for reason, n in archive.refused.items()]
+    rows += [series("p2pnode_store_dropped_total", n, reason=reason) for reason, n in archive.dropped.items()]
+    return dict(rows)
+
+
+def sync_metrics(counted: Mapping[tuple[str, str], int]) -> Mapping[str, float]:
+    """What synchronisation did: exchanges by outcome, rounds, bytes, messages, refusals by reason, conflicts."""
+    return dict(
+        series(f"p2pnode_sync_{what}_total", n, **({"kind": kind} if kind else {}))
+        for (what, kind), n in counted.items()
+    )
 
 
 def gossip_metrics(gossip: Gossip, inbound: Inbound, publisher: Publisher) -> Mapping[str, float]:

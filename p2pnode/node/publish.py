@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import trio
 
 from p2pnode.core.council import OPPORTUNITY_TOPIC, CouncilOpportunity, check_opportunity
-from p2pnode.core.message import MAX_PAYLOAD_BYTES, Topic, format_message_id, parse_topic
+from p2pnode.core.message import MAX_PAYLOAD_BYTES, SEQNO_BYTES, SignedMessage, Topic, format_message_id, parse_topic
 from p2pnode.core.metadata import MAX_HEADERS, MAX_HEADERS_BYTES, Metadata
-from p2pnode.errors import Fault, InvalidMessage, InvalidRequest, PayloadTooLarge, TooBusy, Unavailable
-from p2pnode.node.history import MAX_TOPICS, History
+from p2pnode.errors import (
+    EnvironmentFault,
+    Fault,
+    InvalidMessage,
+    InvalidRequest,
+    PayloadTooLarge,
+    TooBusy,
+    Unavailable,
+)
+from p2pnode.node.archive import MAX_TOPICS, Archive
 from p2pnode.node.seqno import SeqnoSource
-from p2pnode.ports import Gossip, Published
+from p2pnode.node.storing import Storing
+from p2pnode.ports import Gossip, Published, Remember
 from p2pnode.wire.payload import MEMBER, encode_envelope, encode_json_payload, parse_json_object
 from p2pnode.wire.pubsub import seal_message
 
 log = logging.getLogger(__name__)
-
-IDEMPOTENCY_KEYS = 10_000
-"""Keys remembered; the oldest goes first."""
 
 MAX_KEY_CHARACTERS = 256
 RESERVED_PREFIX = "p2pnode."
@@ -75,21 +81,23 @@ class Publisher:
     def __init__(
         self,
         gossip: Gossip,
-        history: History,
+        archive: Archive,
         seqnos: SeqnoSource,
         signer: Signer,
         bucket: TokenBucket,
         wall_ns: Callable[[], int],
     ) -> None:
         self._gossip = gossip
-        self._history = history
+        self._archive = archive
         self._seqnos = seqnos
         self._signer = signer
         self._bucket = bucket
         self._wall_ns = wall_ns
         self._turn = trio.StrictFIFOLock()
-        self._previous: dict[str, int] = {}
-        self._keys: OrderedDict[str, tuple[bytes, Published]] = OrderedDict()
+        self._last_sent = trio.Event()  # of the message before: the next one waits for it
+        self._last_sent.set()
+        self._asked: dict[str, tuple[bytes, Published, Storing]] = {}
+        """Idempotency keys of messages that are on their way to the disk."""
         self.draining = False
         self.published: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
@@ -103,47 +111,87 @@ class Publisher:
         except (InvalidRequest, PayloadTooLarge):
             self.refused["invalid"] += 1
             raise
+        digest = _digest(topic, body, content_type, headers)
         async with self._turn:
-            if idempotency_key is not None:
-                digest = hashlib.sha256(topic.encode() + b"\0" + body).digest()
-                if known := self._keys.get(idempotency_key):
-                    if known[0] != digest:
-                        raise InvalidRequest(
-                            "the idempotency key was used for another message",
-                            [Fault("Idempotency-Key", "use a new key for a new message")],
-                        )
-                    return Published(known[1].id, known[1].seqno, duplicate=True)
-            published = await self._send(draft)
-            if idempotency_key is not None:
-                self._keys[idempotency_key] = (digest, published)
-                if len(self._keys) > IDEMPOTENCY_KEYS:
-                    self._keys.popitem(last=False)
-            return published
+            if idempotency_key is not None and (known := self._known(idempotency_key, digest)) is not None:
+                first, storing = known
+                message = None
+            else:
+                message, first, storing = await self._begin(draft, idempotency_key, digest)
+                before, self._last_sent = self._last_sent, trio.Event()
+                sent = self._last_sent
+        try:
+            if storing is not None:
+                with trio.CancelScope(shield=True):  # what is stored is sent, even if whoever asked has gone
+                    if message is not None:
+                        await before.wait()  # many are stored at once; out of order, others would look for a gap
+                    await storing.wait()
+                    if message is not None:
+                        await self._gossip.publish(message)
+        except EnvironmentFault:
+            self.refused["storage"] += message is not None
+            raise
+        finally:
+            if message is not None:
+                sent.set()
+                if idempotency_key is not None:
+                    self._asked.pop(idempotency_key, None)
+        if message is None:
+            return Published(first.id, first.seqno, duplicate=True)
+        self._tell(draft, first.id)
+        return first
 
-    async def _send(self, draft: _Draft) -> Published:
+    def _known(self, key: str, digest: bytes) -> tuple[Published, Storing | None] | None:
+        """The message that was published under an idempotency key; `Storing` while it is on its way to the disk.
+
+        Raises:
+            InvalidRequest: the key stands for another message.
+        """
+        found: tuple[Published, Storing | None]
+        if key in self._asked:
+            before, published, storing = self._asked[key]
+            found = published, storing
+        elif (remembered := self._archive.remembered.get(key)) is not None:
+            before = remembered.digest
+            number = int.from_bytes(remembered.id[-SEQNO_BYTES:], "big")
+            found = Published(format_message_id(remembered.id), str(number)), None
+        else:
+            return None
+        if before != digest:
+            raise InvalidRequest(
+                "the idempotency key was used for another message",
+                [Fault("Idempotency-Key", "use a new key for a new message")],
+            )
+        return found
+
+    async def _begin(self, draft: _Draft, key: str | None, digest: bytes) -> tuple[SignedMessage, Published, Storing]:
+        """Number, sign, and have it stored; our turn in the order of the topic ends here, not at the disk."""
         self._admit(draft.topic)
-        now = self._wall_ns()
+        now = self._wall_ns()  # before the number, which must not be lower
+        seqno = await self._seqnos.take()
+        self._reach(draft.topic)  # once more: storing the ceiling takes its time
         metadata = Metadata(
             published_at_ns=now,
             expires_at_ns=draft.opportunity.expires_at_ns if draft.opportunity else 0,
-            prev=self._previous.get(draft.topic, 0),
+            prev=self._archive.previous(draft.topic),
             headers=draft.headers,
         )
         if draft.document is not None:
             data = encode_json_payload(draft.body, draft.document, metadata)
         else:
             data = encode_envelope(draft.body, draft.content_type, metadata)
-        seqno = await self._seqnos.take()
-        self._reach(draft.topic)  # once more: storing the ceiling takes its time
         message = seal_message(
             origin=self._signer.origin, seqno=seqno, topic=draft.topic, data=data, sign=self._signer.sign
         )
-        self._history.append(message, received_at_ns=now, carrier="local")
-        self._previous[draft.topic] = seqno
-        with trio.CancelScope(shield=True):  # what is kept is sent, even if whoever asked has gone
-            await self._gossip.publish(message)
+        remember = Remember(key, digest, message.id, now) if key is not None else None
+        storing = self._archive.begin(message, remember)
+        published = Published(format_message_id(message.id), str(seqno))
+        if key is not None:
+            self._asked[key] = (digest, published, storing)
+        return message, published, storing
+
+    def _tell(self, draft: _Draft, message_id: str) -> None:
         self.published[draft.topic] += 1
-        message_id = format_message_id(message.id)
         if draft.opportunity is not None:
             log.info(
                 "Published council opportunity",
@@ -154,7 +202,6 @@ class Publisher:
                     "id": message_id,
                 },
             )
-        return Published(message_id, str(seqno))
 
     def _admit(self, topic: str) -> None:
         self._reach(topic)
@@ -170,8 +217,14 @@ class Publisher:
         try:
             if self.draining:
                 raise Unavailable("this sidecar is stopping and takes no more messages", reason="stopping")
-            self._gossip.admit(topic)
-            if not self._history.open(topic):
+            try:
+                self._gossip.admit(topic)
+            except TooBusy:
+                raise
+            except Unavailable as error:
+                if error.reason != "no-peers":  # it waits in the outbox for the first one that comes
+                    raise
+            if not self._archive.open(topic):
                 raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
         except Unavailable as error:
             self.refused[error.reason] += 1
@@ -233,3 +286,12 @@ def _check(
         what = "council opportunity" if topic == OPPORTUNITY_TOPIC else "message"
         raise InvalidRequest(f"the {what} cannot be published", faults)
     return _Draft(name, body, content_type, dict(headers), document, opportunity)
+
+
+def _digest(topic: str, body: bytes, content_type: str, headers: Mapping[str, str]) -> bytes:
+    """What must be the same when an idempotency key comes again."""
+    parts = (topic.encode(), body, content_type.encode(), json.dumps(sorted(headers.items())).encode())
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part).to_bytes(8, "big") + part)
+    return whole.digest()

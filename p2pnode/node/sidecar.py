@@ -19,25 +19,41 @@ from p2pnode.core.message import (
     MessageId,
     SignedMessage,
     Verdict,
+    Verify,
     format_message_id,
 )
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.node.archive import MAX_TOPICS, Archive
 from p2pnode.node.checkup import Checkup
+from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import Chosen, Finder
-from p2pnode.node.history import MAX_TOPICS, History
 from p2pnode.node.inbound import Inbound
+from p2pnode.node.keeping import Keeping
+from p2pnode.node.keeping import Tools as KeepingTools
 from p2pnode.node.members import Members, Tools
 from p2pnode.node.meshes import Meshes
-from p2pnode.node.metrics import discovery_metrics, gossip_metrics, history_metrics, host_metrics, member_metrics
+from p2pnode.node.metrics import archive_metrics, discovery_metrics, gossip_metrics, host_metrics, member_metrics
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
 from p2pnode.node.reach import Reach
 from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
+from p2pnode.node.storing import Durability, Retention
 from p2pnode.node.view import View
 from p2pnode.node.vitals import DiskCheck
-from p2pnode.ports import Followed, Gossip, Health, Host, JsonObject, KnownPeers, Link, Published, SeqnoStore
+from p2pnode.ports import (
+    Followed,
+    Gossip,
+    Health,
+    Host,
+    JsonObject,
+    KnownPeers,
+    Link,
+    MessageStore,
+    Published,
+    SeqnoStore,
+)
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
 from p2pnode.wire.peerrecord import read_peer_record
 from p2pnode.wire.pubsub import seal_message
@@ -63,8 +79,9 @@ class NodeSettings:
         links: how many to keep.
         publish_per_second: own messages admitted on average.
         publish_burst: own messages admitted at once.
-        keep_count: messages kept per topic.
-        keep_bytes: memory for kept messages in all, estimated.
+        retention: how much is stored.
+        durability: what a power cut may take.
+        webhook: where the agent takes messages; None: nowhere.
     """
 
     record: MemberRecord
@@ -75,8 +92,9 @@ class NodeSettings:
     links: LinkSettings
     publish_per_second: float
     publish_burst: int
-    keep_count: int
-    keep_bytes: int
+    retention: Retention
+    durability: Durability
+    webhook: WebhookSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +105,13 @@ class Keys:
         origin: our peer id in bytes.
         sign: our signature of some bytes.
         verify_record: checks another's signature of some bytes.
+        verify_message: checks a message's signature.
     """
 
     origin: bytes
     sign: Callable[[bytes], bytes]
     verify_record: RecordVerify
+    verify_message: Verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +122,14 @@ class Stores:
         seqnos: used sequence numbers.
         incarnations: used incarnations of our own record.
         known: peers that were there.
+        messages: what was published and received.
         directory: where all this lies.
     """
 
     seqnos: SeqnoStore
     incarnations: SeqnoStore
     known: KnownPeers
+    messages: MessageStore
     directory: Path
 
 
@@ -132,7 +154,15 @@ class Node:
         self._keys = keys
         self._host = host
         self._wall_ns = wall_ns
-        self._history = History(settings.keep_count, settings.keep_bytes)
+        self._store = stores.messages
+        self._archive = Archive(
+            stores.messages,
+            settings.retention,
+            keys.origin,
+            durability=settings.durability,
+            wall_ns=wall_ns,
+            gap=self._on_gap,
+        )
         self._seqnos = SeqnoSource(stores.seqnos, wall_ns)
         self._record_turn = trio.StrictFIFOLock()
         own = dataclasses.replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
@@ -144,7 +174,7 @@ class Node:
             self._members_changed,
             self._meet_twin,
         )
-        self._inbound = Inbound(self._history, self.members, wall_ns)
+        self._inbound = Inbound(self._archive, self.members, keys.verify_message, wall_ns)
         self._dialer = Dialer(
             host, self.members, settings.links, settings.bootstrap, self._mesh_counts, stores.known, rng
         )
@@ -155,9 +185,11 @@ class Node:
         self._twin_seen = trio.Event()
         self._gossip: Gossip | None = None
         self._publisher: Publisher | None = None
+        self._keeping: Keeping | None = None
+        self._rng = rng
         self._stopping = trio.Event()
         self._followers = 0
-        self._reader = Reader(self._history, self._name_of, self._stopping)
+        self._reader = Reader(self._archive, self._name_of, self._stopping)
         self._reach = Reach(host, self._is_member, self._name_of, wall_ns=wall_ns, rng=rng)
         self._checkup = Checkup(
             host,
@@ -176,7 +208,7 @@ class Node:
             self._dialer,
             self._finder,
             self._reach,
-            self._history,
+            self._archive,
             self._inbound,
             gossip=lambda: self._gossip,
             published=lambda: self._publisher.published if self._publisher is not None else {},
@@ -190,20 +222,51 @@ class Node:
 
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
+        self._keeping = Keeping(
+            self._archive,
+            self._store,
+            self._host,
+            gossip,
+            self._settings.webhook,
+            KeepingTools(
+                self._keys.origin,
+                self._is_member,
+                self._name_of,
+                lambda raw, _: self._inbound.take_synced(raw, self._is_shared),
+                self._stopping,
+                self._wall_ns,
+                self._rng,
+            ),
+        )
         self._publisher = Publisher(
             gossip,
-            self._history,
+            self._archive,
             self._seqnos,
             Signer(self._keys.origin, self._keys.sign),
             TokenBucket(self._settings.publish_per_second, self._settings.publish_burst),
             self._wall_ns,
         )
 
+    async def load(self) -> None:
+        """Take over what is stored; called once, after `attach` and before `run`.
+
+        Raises:
+            EnvironmentFault: the store cannot be read.
+        """
+        contents = await self._archive.load()
+        self.keeping.load(contents)
+
     @property
     def gossip(self) -> Gossip:
         if self._gossip is None:
             raise Unavailable("the node is starting", reason="starting")
         return self._gossip
+
+    @property
+    def keeping(self) -> Keeping:
+        if self._keeping is None:
+            raise Unavailable("the node is starting", reason="starting")
+        return self._keeping
 
     @property
     def publisher(self) -> Publisher:
@@ -213,9 +276,12 @@ class Node:
 
     async def run(self) -> None:
         """Join and stay joined, until cancelled."""
-        for topic in dict.fromkeys((MEMBERS_TOPIC, *self._settings.topics)):
+        read = self.keeping.deliveries.topics()
+        for topic in dict.fromkeys((MEMBERS_TOPIC, *self._settings.topics, *read)):
             await self.gossip.subscribe(topic)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._archive.run)
+            nursery.start_soon(self.keeping.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
             nursery.start_soon(self._finder.run)
@@ -234,18 +300,27 @@ class Node:
                 await self._publish_record(self.members.goodbye())
             except EnvironmentFault as error:  # nobody there to say goodbye to, or a full disk
                 log.debug("left without a goodbye", extra={"reason": error.detail})
+            await self.keeping.flush()
             if self._gossip is not None:
                 await self._gossip.flush()
                 # Written is not read: a socket closed now may take the goodbye with it.
                 await trio.sleep(0.1)
+
+    async def close(self) -> None:
+        """Store what was accepted and not stored yet; called once `run` has ended."""
+        await self._archive.close()
 
     # -- what the host and the router report -------------------------------------------
 
     def link_opened(self, link: Link) -> None:
         self.members.link_opened(link)
         self._dialer.link_opened(link)
+        if self._keeping is not None:
+            self._keeping.link_opened(link)
 
     def link_closed(self, peer: PeerId, *, by_intent: bool) -> None:
+        if self._keeping is not None:
+            self._keeping.link_closed(peer)
         self._dialer.link_closed(peer, by_intent=by_intent)
         self.members.link_closed(peer, by_intent=by_intent)
 
@@ -260,8 +335,14 @@ class Node:
             log.warning("an own message that was lost here came back", extra={"id": format_message_id(message.id)})
         self._inbound.deliver(message, carrier="gossip")
 
+    def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        self.keeping.outbox.held(peer, seqnos)
+
+    def repeated(self, peer: PeerId, message_id: MessageId) -> None:
+        self.keeping.notices.repeated(peer, message_id)
+
     def holds(self, message_id: MessageId) -> bool:
-        return message_id in self._history
+        return message_id in self._archive
 
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         """Dial whom the router wants, at the addresses that the peer itself signed."""
@@ -278,6 +359,10 @@ class Node:
             self.members.refused["px-other-peer"] += 1
             return
         self._dialer.hint(peer, told.addrs)
+
+    def _on_gap(self, topic: str, origin: PeerId) -> None:
+        if self._keeping is not None:
+            self._keeping.gap(topic, origin)
 
     def _members_changed(self) -> None:
         self._dialer.wake()
@@ -357,15 +442,13 @@ class Node:
             topic, body, content_type=content_type, headers=headers, idempotency_key=idempotency_key
         )
 
-    def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
-        return self._reader.page(topic, after=after, limit=limit)
+    async def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
+        return await self._reader.page(topic, after=after, limit=limit)
 
     @asynccontextmanager
     async def follow(self, topic: str, *, start: str) -> AsyncIterator[AsyncIterator[Followed]]:
         position = self._reader.position(topic, start)
-        if not self._history.open(topic):
-            raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
-        await self.gossip.subscribe(topic)
+        await self._open_topic(topic)
         self._followers += 1
         stream = self._reader.follow(topic, position)
         try:
@@ -373,6 +456,42 @@ class Node:
         finally:
             self._followers -= 1
             await stream.aclose()
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, name: str, *, start: str) -> AsyncIterator[AsyncIterator[Followed]]:
+        deliveries = self.keeping.deliveries
+        await self._open_topic(topic)
+        async with deliveries.subscribe(topic, name, start=start) as stream:
+            yield stream
+
+    async def acknowledge(self, name: str, message_id: str) -> JsonObject:
+        return await self.keeping.deliveries.acknowledge(name, message_id)
+
+    async def nack(self, name: str, message_id: str, reason: str) -> JsonObject:
+        return await self.keeping.deliveries.nack(name, message_id, reason)
+
+    async def subscriptions(self) -> list[JsonObject]:
+        return await self.keeping.deliveries.subscriptions()
+
+    async def unsubscribe(self, name: str) -> None:
+        await self.keeping.deliveries.unsubscribe(name)
+
+    async def deliveries(self) -> list[JsonObject]:
+        return await self.keeping.deliveries.deliveries()
+
+    def dead_letters(self, subscription: str | None, limit: int) -> list[JsonObject]:
+        return self.keeping.deliveries.dead_letters(subscription, limit)
+
+    async def retry_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        return await self.keeping.deliveries.retry_deliveries(subscription, message_id)
+
+    async def drop_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        return await self.keeping.deliveries.drop_deliveries(subscription, message_id)
+
+    async def _open_topic(self, topic: str) -> None:
+        if not self._archive.open(topic):
+            raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
+        await self.gossip.subscribe(topic)
 
     async def mesh(self) -> JsonObject:
         return await self._meshes.document()
@@ -406,13 +525,18 @@ class Node:
         own = {**host_metrics(self._host), "p2pnode_followers": float(self._followers)}
         gossip = gossip_metrics(self._gossip, self._inbound, self.publisher) if self._gossip is not None else {}
         discovery = discovery_metrics(self._finder, self._dialer)
-        return {**own, **history_metrics(self._history), **member_metrics(self.members), **discovery, **gossip}
+        kept = {**archive_metrics(self._archive), **(self._keeping.metrics() if self._keeping is not None else {})}
+        return {**own, **kept, **member_metrics(self.members), **discovery, **gossip}
 
     # -- helpers -----------------------------------------------------------------------
 
     def _plain_addrs(self) -> tuple[str, ...]:
         # A machine can have more addresses than a record takes; loopback stands last.
         return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
+
+    def _is_shared(self, topic: str) -> bool:
+        """Does this node take messages of the topic: because somebody here reads it, or it published to it?"""
+        return topic in self.gossip.topics() or topic in self._archive.topics()
 
     def _is_member(self, peer: PeerId) -> bool:
         return self.members.get(peer) is not None

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import trio
 
 from p2pnode.core.peerid import PeerId
+from p2pnode.node.archive import Archive
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.documents import member_document, peer_order, stranger_document
 from p2pnode.node.finder import DialState, Finder
-from p2pnode.node.history import History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
 from p2pnode.node.reach import Reach
@@ -39,7 +39,7 @@ class View:
     dialer: Dialer
     finder: Finder
     reach: Reach
-    history: History
+    archive: Archive
     inbound: Inbound
     gossip: Callable[[], Gossip | None]
     published: Callable[[], Mapping[str, int]]
@@ -118,7 +118,7 @@ class View:
                 "subscribed": True,
                 "peers": len(gossip.topic_peers(topic)),
                 "mesh": sorted(gossip.mesh(topic)),
-                "messages": self.history.count(topic),
+                "messages": self.archive.shelf(topic).released,
                 "received": self.inbound.received[topic],
                 "published": self.published().get(topic, 0),
             }
@@ -140,6 +140,8 @@ class View:
                 why += "; no source of peers is configured (--bootstrap), so this node waits to be dialled"
             troubles = [trouble.problem for report in self.finder.reports() for trouble in report.troubles]
             return Health("not-ready", (f"{why}; `p2pnode doctor` says more", *down, *troubles))
+        if (fault := self.archive.fault) is not None:
+            return Health("not-ready", (f"messages cannot be stored: {fault.detail}", fault.hint))
         alone = self.topics_alone(gossip)
         reasons = [f"no connected peer is subscribed to {', '.join(alone)}"] if alone else []
         if self.dialer.bootstraps and len(down) == len(self.dialer.bootstraps):

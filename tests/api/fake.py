@@ -61,6 +61,10 @@ class FakeSidecar:
         self.publications: list[Publication] = []
         self.listed: list[tuple[str, str | None, int]] = []
         self.follows: list[tuple[str, str]] = []
+        self.subscribed: list[tuple[str, str, str]] = []
+        self.asked: list[tuple[object, ...]] = []
+        self.waiting: list[JsonObject] = []
+        self.letters: list[JsonObject] = []
         self.following = 0
         self.taken = 0
         self.endless: Followed | None = None
@@ -92,7 +96,7 @@ class FakeSidecar:
             await self.gate.wait()
         return Published("origin-7", "7", self.duplicate)
 
-    def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
+    async def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
         self._raise()
         self.listed.append((topic, after, limit))
         ids = [document["id"] for document in self.kept]
@@ -103,6 +107,44 @@ class FakeSidecar:
 
     def follow(self, topic: str, *, start: str) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
         return self._follow(topic, start)
+
+    def subscribe(self, topic: str, name: str, *, start: str) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
+        self.subscribed.append((topic, name, start))
+        return self._follow(topic, start)
+
+    async def acknowledge(self, name: str, message_id: str) -> JsonObject:
+        return self._asked("ack", name, message_id)
+
+    async def nack(self, name: str, message_id: str, reason: str) -> JsonObject:
+        return self._asked("nack", name, message_id, reason)
+
+    async def subscriptions(self) -> list[JsonObject]:
+        self._raise()
+        return self.waiting
+
+    async def unsubscribe(self, name: str) -> None:
+        self._asked("unsubscribe", name)
+
+    async def deliveries(self) -> list[JsonObject]:
+        self._raise()
+        return self.waiting
+
+    def dead_letters(self, subscription: str | None, limit: int) -> list[JsonObject]:
+        self._asked("failed", subscription, limit)
+        return self.letters
+
+    async def retry_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        self._asked("retry", subscription, message_id)
+        return 2
+
+    async def drop_deliveries(self, subscription: str | None, message_id: str | None) -> int:
+        self._asked("drop", subscription, message_id)
+        return 3
+
+    def _asked(self, *what: object) -> JsonObject:
+        self._raise()
+        self.asked.append(what)
+        return {"pending": 4}
 
     @asynccontextmanager
     async def _follow(self, topic: str, start: str) -> AsyncIterator[AsyncIterator[Followed]]:

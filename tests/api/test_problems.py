@@ -19,6 +19,7 @@ from p2pnode.errors import (
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
+    StorageFull,
     TooBusy,
     Unavailable,
 )
@@ -50,7 +51,8 @@ def check(answer: httpx.Response, status: int, kind: str) -> None:
         (Unavailable("alone", retry_after_seconds=0.0), 503, "unavailable", "1"),
         (Unavailable("alone", retry_after_seconds=float("inf")), 503, "unavailable", "3600"),
         (Unavailable("alone", retry_after_seconds=float("nan")), 503, "unavailable", "1"),
-        (EnvironmentFault("disk full"), 503, "environment", "5"),
+        (EnvironmentFault("disk broken"), 503, "environment", "5"),
+        (StorageFull("no space left", hint="make room"), 507, "storage-full", None),
     ],
 )
 async def test_every_error_of_the_sidecar_has_its_status(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.api.documents import encode_message
 from p2pnode.api.routes import PAGE_MESSAGES
 from p2pnode.ports import Health, Readiness
+from p2pnode.wire.json_text import encode_message
 from tests.api.fake import FakeSidecar, Publication, message, serving
 
 

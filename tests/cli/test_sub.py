@@ -13,7 +13,7 @@ from p2pnode.cli.sub import show
 from p2pnode.local.sse import Event
 from tests.cli.documents import message, message_event
 from tests.cli.running import Run
-from tests.local.fake import Answer, Clock, FakeSidecar, event_stream, problem
+from tests.local.fake import Answer, Clock, FakeSidecar, document_answer, event_stream, problem
 
 PATH = "/api/v1/topics/councils.forming/events"
 EVENTS = {"Content-Type": "text/event-stream"}
@@ -201,3 +201,45 @@ def test_what_is_not_understood_is_no_sidecars(sub: Run, sidecar: FakeSidecar, a
 @pytest.mark.parametrize("arguments", [["--count", "0"], ["--timeout", "0"], ["-o", "table"], ["more"]])
 def test_wrong_usage_exits_64(sub: Run, arguments: list[str]) -> None:
     assert sub(*arguments).code == 64
+
+
+ACK = "/api/v1/subscriptions/mine/ack"
+
+
+def acknowledged(sidecar: FakeSidecar) -> list[str]:
+    return [json.loads(request.body)["id"] for request in sidecar.requests if request.path == ACK]
+
+
+def test_a_subscription_acknowledges_what_was_printed(sub: Run, sidecar: FakeSidecar) -> None:
+    sidecar.on("POST", ACK, document_answer({"pending": 0}))
+    sidecar.on("GET", PATH, event_stream(message_event(1), message_event(2)), event_stream(message_event(3)))
+    outcome = sub("--subscription", "mine", "--from", "start", "--count", "3")
+    assert (outcome.code, numbers(outcome.out)) == (0, [1, 2, 3])
+    assert acknowledged(sidecar) == [f"12D3KooWchorus-1-{number}" for number in (1, 2, 3)]
+    asked = [request for request in sidecar.requests if request.method == "GET"]
+    assert {request.path for request in asked} == {f"{PATH}?from=start&subscription=mine"}
+    assert all("last-event-id" not in request.headers for request in asked)
+
+
+def test_what_comes_again_is_acknowledged_again_and_not_printed(sub: Run, sidecar: FakeSidecar) -> None:
+    sidecar.on("POST", ACK, problem(503, "starting"), document_answer({"pending": 0}))
+    sidecar.on("GET", PATH, event_stream(message_event(1)), event_stream(message_event(1), message_event(2)))
+    outcome = sub("--subscription", "mine", "--count", "2")
+    assert numbers(outcome.out) == [1, 2]
+    assert acknowledged(sidecar) == [f"12D3KooWchorus-1-{number}" for number in (1, 1, 2)]
+
+
+def test_who_is_replaced_ends_and_does_not_take_it_back(sub: Run, sidecar: FakeSidecar) -> None:
+    sidecar.on("POST", ACK, document_answer({"pending": 0}))
+    sidecar.on("GET", PATH, event_stream(message_event(1), "event: replaced\ndata: {}\n\n"))
+    outcome = sub("--subscription", "mine", "--count", "2")
+    assert (outcome.code, numbers(outcome.out)) == (1, [1])
+    assert "another reader of the subscription mine took over" in outcome.err
+    assert len([request for request in sidecar.requests if request.method == "GET"]) == 1
+
+
+def test_a_refused_acknowledgement_ends_it(sub: Run, sidecar: FakeSidecar) -> None:
+    sidecar.on("POST", ACK, problem(404, "there is no subscription 'mine'"))
+    sidecar.on("GET", PATH, event_stream(message_event(1)))
+    outcome = sub("--subscription", "mine", "--count", "2")
+    assert (outcome.code, outcome.err) == (1, "error: there is no subscription 'mine'\n")

@@ -366,3 +366,31 @@ def test_contradicting_ways_of_discovery_are_told(faults: Faults) -> None:
         "network.announce_cidr (file FILE)": "network.announce names the addresses already; keep one of them",
         "discovery.mdns (file FILE)": "is off, but discovery.mode is mdns; drop one of them",
     }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("webhook", '"127.0.0.1:8080"', "must be a URL such as http://10.0.1.7:8080"),
+        ("webhook", '"ftp://agent/x"', "must be a URL such as http://10.0.1.7:8080"),
+        ("webhook", '"http://user:word@agent/x"', "must not hold a user or password"),
+        ("webhook", '"http://agent/x#y"', "must not hold a fragment (#y)"),
+        ("webhook_timeout_seconds", "0", "must be from 0.1 to 3600"),
+        ("webhook_attempts", "0", "must be from 1 to 1000000"),
+    ],
+)
+def test_wrong_webhook_settings_are_told_with_what_would_be_right(
+    faults: Faults, key: str, value: str, problem: str
+) -> None:
+    (told,) = faults(f"[agent]\n{key} = {value}").values()
+    assert problem in told
+
+
+def test_topics_without_a_webhook_are_told(faults: Faults) -> None:
+    found = faults('[agent]\nwebhook_topics = ["councils.forming"]')
+    assert "no agent.webhook to post them to" in found["agent.webhook_topics (file FILE)"]
+
+
+def test_the_password_in_a_refused_webhook_is_not_repeated(faults: Faults) -> None:
+    (told,) = faults('[agent]\nwebhook = "http://user:hunter2@agent/x"').values()
+    assert "hunter2" not in told

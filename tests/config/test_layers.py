@@ -107,12 +107,19 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_API_ALLOWED_HOSTS": "Node-7",
         "P2PNODE_MESSAGES_KEEP_COUNT": "5",
         "P2PNODE_MESSAGES_KEEP_BYTES": "1000000",
+        "P2PNODE_MESSAGES_KEEP_SECONDS": "86400",
+        "P2PNODE_MESSAGES_OWN_DURABILITY": "normal",
+        "P2PNODE_MESSAGES_RECEIVED_DURABILITY": "full",
         "P2PNODE_AGENT_ID": "a1",
         "P2PNODE_AGENT_NAME": "Agent One",
         "P2PNODE_AGENT_CAPABILITIES": "backend, testing,",
         "P2PNODE_AGENT_MODEL": "m",
         "P2PNODE_AGENT_ENDPOINT": "http://10.0.0.7:8080",
         "P2PNODE_AGENT_CLUSTER_ID": "lab_1",
+        "P2PNODE_AGENT_WEBHOOK": "http://127.0.0.1:8080/messages",
+        "P2PNODE_AGENT_WEBHOOK_TOPICS": "councils.forming",
+        "P2PNODE_AGENT_WEBHOOK_TIMEOUT_SECONDS": "2",
+        "P2PNODE_AGENT_WEBHOOK_ATTEMPTS": "20",
         "P2PNODE_AGENT_STOP_GRACE_SECONDS": "0",
     }
     assert set(given) == {key.variable for key in keys()}
@@ -136,6 +143,8 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
     assert settings.api.listen == ("unix:/run/a.sock", "tcp:[::1]:8090")
     assert settings.api.token_file == Path("/run/secrets/token")
     assert settings.api.allowed_hosts == ("node-7",)
+    assert settings.messages.keep_seconds == 86400
+    assert (settings.messages.own_durability, settings.messages.received_durability) == ("normal", "full")
     assert settings.agent.capabilities == ("backend", "testing")
     assert settings.agent.stop_grace_seconds == 0
 

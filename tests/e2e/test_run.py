@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import command, environment, running_node, start_node, stop, wait_until
+from tests.e2e.harness import Node, command, environment, running_node, start_node, stop, wait_until
 
 LOOPBACK = ("--listen", "/ip4/127.0.0.1/tcp/0")
 
@@ -193,6 +193,30 @@ def test_the_api_off_loopback_without_a_token_is_refused(tmp_path: Path) -> None
     code, error = refused(tmp_path, "run", "--data-dir", str(tmp_path / "d"), *LOOPBACK, "--api", "tcp:0.0.0.0:0")
     assert code == 64
     assert "token" in error
+
+
+def test_a_message_published_to_nobody_survives_a_kill_and_reaches_who_comes_later(tmp_path: Path) -> None:
+    env = environment(tmp_path / "run")
+
+    def publish(node: Node) -> str:
+        done = command("pub", "--api", node.api, "--idempotency-key", "k1", "hmmm.later", "hello", env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode().split()[0]
+
+    with running_node(tmp_path, "a", env=env) as alone:
+        message_id = publish(alone)
+        stop(alone, signal.SIGKILL)
+    with (
+        running_node(tmp_path, "a", env=env) as again,
+        running_node(tmp_path, "b", "--bootstrap", again.bootstrap, env=env) as later,
+    ):
+        flags = ("--from", "start", "--count", "1", "-o", "jsonl")
+        got = command("sub", "--api", later.api, *flags, "hmmm.later", env=env)
+        assert got.returncode == 0, got.stderr
+        assert json.loads(got.stdout)["id"] == message_id
+        assert publish(again) == message_id
+        assert [each["id"] for each in later.messages("hmmm.later")] == [message_id]
+        wait_until("it is safe at the other", lambda: again.metric("p2pnode_outbox_messages") == 0)
 
 
 def test_status_of_a_lonely_node_is_2_and_of_a_pair_0(tmp_path: Path) -> None:

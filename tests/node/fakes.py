@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,16 @@ import trio
 from p2pnode.core.links import LinkSettings
 from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
-from p2pnode.core.peerid import PeerId
+from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
 from p2pnode.node.finder import Chosen
 from p2pnode.node.members import Members
 from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
+from p2pnode.node.storing import SHIPPED, Retention
 from p2pnode.ports import Direction, GossipEvents, HostEvents, Link, Source
 from p2pnode.wire.pubsub import decode_message, message_verify
+from tests.node.stores import MemoryStore
 
 START_NS = 1_763_899_200_000_000_000
 """2025-11-23T12:00:00Z."""
@@ -104,6 +106,7 @@ class Request:
     at: float
     by: PeerId
     to: PeerId
+    protocol: str
     sent: int
     got: int
 
@@ -254,7 +257,7 @@ class FakeHost:
             raise Unavailable("the stream was reset", reason="stream") from error
         if len(reply) > limit_bytes:
             raise InvalidMessage("oversize")
-        self.network.requests.append(Request(trio.current_time(), self._peer_id, peer, len(body), len(reply)))
+        self.network.requests.append(Request(trio.current_time(), self._peer_id, peer, protocol, len(body), len(reply)))
         return reply
 
     def serve(self, protocol: str, answer: Callable[[PeerId, bytes], Awaitable[bytes]], *, limit_bytes: int) -> None:
@@ -284,6 +287,7 @@ class FakeGossip:
         self._seen: set[bytes] = set()
         self._counters: Counter[tuple[str, str]] = Counter()
         self.sent: list[SignedMessage] = []
+        self.announced: list[tuple[MessageId, tuple[PeerId, ...]]] = []
         self.busy = False
         self.members = 0
         self.gate: trio.Event | None = None
@@ -319,6 +323,18 @@ class FakeGossip:
         self._seen.add(message.id)
         self._spread(message)
 
+    def announce(self, message: SignedMessage, peers: Collection[PeerId]) -> None:
+        self.announced.append((message.id, tuple(peers)))
+        for peer in self.topic_peers(message.topic) & frozenset(peers):
+            self._gossips[peer].receive(message.raw, self._host.peer_id)
+
+    def misbehaved(self, peer: PeerId, why: str) -> None:
+        self._counters["misbehaved", why] += 1
+
+    def send_held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        if peer in self._host.links() and (other := self._gossips.get(peer)):
+            other._events.held(self._host.peer_id, seqnos)
+
     def _spread(self, message: SignedMessage) -> None:
         for peer in tuple(self.topic_peers(message.topic)):
             self._gossips[peer].receive(message.raw, self._host.peer_id)
@@ -330,7 +346,11 @@ class FakeGossip:
         except InvalidMessage as error:
             self._counters["reject", error.reason] += 1
             return
-        if message.topic not in self._topics or message.id in self._seen:
+        if message.topic not in self._topics:
+            return
+        if message.id in self._seen:
+            if peer_id_text(message.origin) == source and self._events.holds(message.id):
+                self._events.repeated(source, message.id)
             return
         if not verify_message(message):
             self._counters["reject", "signature"] += 1
@@ -381,6 +401,7 @@ class Running:
     seqnos: MemorySeqnos
     incarnations: MemorySeqnos
     known: MemoryPeers
+    store: MemoryStore
     wall: Wall
     scope: trio.CancelScope | None = None
 
@@ -419,6 +440,8 @@ class Fleet:
         publish_burst: int = 1000,
         keep_count: int = 1000,
         keep_bytes: int = 64 * 1024 * 1024,
+        keep_seconds: float = 7 * 86400.0,
+        store: MemoryStore | None = None,
         identity: Identity | None = None,
         seqnos: MemorySeqnos | None = None,
         incarnations: MemorySeqnos | None = None,
@@ -433,6 +456,7 @@ class Fleet:
         wall = wall or Wall()
         host = FakeHost(self.network, identity.peer_id, f"/ip4/10.0.{number // 256}.{number % 256}/tcp/9000")
         seqnos, incarnations, known = seqnos or MemorySeqnos(), incarnations or MemorySeqnos(), known or MemoryPeers()
+        store = store or MemoryStore()
         record = MemberRecord(identity.peer_id, 0, f"node-{number:03d}", role, "online", ())
         node = Node(
             NodeSettings(
@@ -444,12 +468,13 @@ class Fleet:
                 links=LinkSettings(target=target_links, most=max_links, own=own_links),
                 publish_per_second=publish_per_second,
                 publish_burst=publish_burst,
-                keep_count=keep_count,
-                keep_bytes=keep_bytes,
+                retention=Retention(keep_count, keep_bytes, keep_seconds),
+                durability=SHIPPED,
+                webhook=None,
             ),
-            Keys(identity.peer_id_bytes, identity.sign, verify_record),
+            Keys(identity.peer_id_bytes, identity.sign, verify_record, verify_message),
             host,
-            Stores(seqnos, incarnations, known, Path(tempfile.gettempdir())),
+            Stores(seqnos, incarnations, known, store, Path(tempfile.gettempdir())),
             wall_ns=wall,
             rng=Random(self._rng.getrandbits(64)),
             api_addresses=lambda: ["unix:/run/p2pnode/api.sock"],
@@ -457,7 +482,7 @@ class Fleet:
         gossip = FakeGossip(host, self.gossips, node)
         node.attach(gossip)
         host.report_to(node)
-        running = Running(identity, host, node, gossip, seqnos, incarnations, known, wall)
+        running = Running(identity, host, node, gossip, seqnos, incarnations, known, store, wall)
         self.nodes.append(running)
         return running
 
@@ -467,8 +492,13 @@ class Fleet:
             self._nursery.start_soon(self._run, running, running.scope)
 
     async def _run(self, running: Running, scope: trio.CancelScope) -> None:
-        with scope:
-            await running.node.run()
+        try:
+            with scope:
+                await running.node.load()
+                await running.node.run()
+        finally:
+            with trio.CancelScope(shield=True):
+                await running.node.close()
 
     def restart(self, running: Running, *, bootstrap: Sequence[str] = (), wall: Wall | None = None) -> Running:
         """The same node once more, with what its disk holds, at another address."""
@@ -480,6 +510,7 @@ class Fleet:
             seqnos=running.seqnos,
             incarnations=running.incarnations,
             known=running.known,
+            store=running.store,
             wall=wall,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -20,7 +20,7 @@ from p2pnode.node.gossip import BUSY_FRAMES, RoutedGossip
 from p2pnode.ports import Link
 from p2pnode.wire.pb.libp2p.v1 import pubsub_pb2
 from p2pnode.wire.pubsub import message_verify, seal_message
-from p2pnode.wire.rpc import decode_rpc, encode_rpc
+from p2pnode.wire.rpc import decode_rpc, encode_held, encode_rpc
 
 SELF, ORIGIN, *NEIGHBOURS = (Identity(bytes([n]) * 32) for n in range(1, 7))
 A, B, C, D = (each.peer_id for each in NEIGHBOURS)
@@ -88,6 +88,8 @@ class FakeNode:
         self.delivered: list[tuple[int, PeerId | None, bool]] = []
         self.kept: set[MessageId] = set()
         self.connects: list[tuple[PeerId, bytes | None, str]] = []
+        self.told: list[tuple[PeerId, tuple[bytes, ...]]] = []
+        self.repeats: list[tuple[PeerId, MessageId]] = []
         self.on_deliver: Callable[[SignedMessage], None] = lambda message: None
 
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict | None:
@@ -105,6 +107,12 @@ class FakeNode:
 
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         self.connects.append((peer, record, why))
+
+    def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
+        self.told.append((peer, tuple(seqnos)))
+
+    def repeated(self, peer: PeerId, message_id: MessageId) -> None:
+        self.repeats.append((peer, message_id))
 
 
 class Bench:
@@ -282,6 +290,58 @@ async def test_a_queue_that_overflows_while_it_is_written_to_is_reported_and_off
     assert (counters["drop", "queue-full"], counters["control", "queue-full"]) == (1, 1)
     assert bench.gossip.sizes()["owed"] == 1
     assert bench.node.delivered == [(1, A, False)]
+
+
+async def test_an_announcement_goes_to_the_chosen_ones_of_the_topic_however_large_it_is(bench: Bench) -> None:
+    bench.meet(D, topic="hmmm.other")
+    message = sealed(1, by=SELF, data=bytes(200_000))
+    await bench.gossip.publish(message)
+    bench.streams.sent.clear()
+    bench.gossip.announce(message, [B, D])
+    [sent] = bench.streams.sent
+    assert (sent.peers, sent.body, sent.priority) == ((B,), rpc_of(message), Priority.OWN)
+    assert sent.message_id == message.id
+
+
+# -- held notices ------------------------------------------------------------------------------------
+
+
+async def test_what_a_peer_says_it_holds_reaches_the_node_and_costs_it_nothing(bench: Bench) -> None:
+    seqnos = tuple(number.to_bytes(8, "big") for number in (1, 2**64 - 1))
+    bench.gossip.frame(A, encode_held([seqnos[0], b"short", seqnos[1]]))
+    assert bench.node.told == [(A, seqnos)]
+    assert bench.gossip.counters()["ignore", "held-malformed"] == 1
+    assert bench.gossip.score(A) == 0
+    assert bench.streams.sent == []
+
+
+async def test_the_word_of_a_graylisted_peer_counts_for_nothing(bench: Bench) -> None:
+    forged = [replace(sealed(n), raw=sealed(n).raw.replace(b"data", b"date")) for n in range(5)]
+    bench.gossip.frame(A, rpc_of(*forged))
+    bench.gossip.frame(A, encode_held([bytes(8)]))
+    assert bench.node.told == []
+    assert bench.gossip.counters()["ignore", "held-graylisted"] == 1
+
+
+async def test_notices_go_out_last_and_in_pieces_that_the_other_side_takes(bench: Bench) -> None:
+    seqnos = [number.to_bytes(8, "big") for number in range(2500)]
+    bench.gossip.send_held(A, seqnos)
+    decoded = [decode_rpc(sent.body) for sent in bench.streams.sent]
+    assert [seqno for each in decoded for seqno in each.held] == seqnos
+    assert sum(each.held_malformed for each in decoded) == 0
+    assert {(sent.peers, sent.priority, sent.message_id) for sent in bench.streams.sent} == {
+        ((A,), Priority.GOSSIP, None)
+    }
+
+
+async def test_an_origin_that_sends_again_what_is_kept_is_told_of_and_nobody_else_is(bench: Bench) -> None:
+    message, other = sealed(1, by=NEIGHBOURS[0]), sealed(2)
+    bench.gossip.frame(A, rpc_of(message))
+    assert bench.node.repeats == []  # it was new
+    bench.node.kept |= {message.id, other.id}
+    bench.gossip.frame(B, rpc_of(message))
+    bench.gossip.frame(A, rpc_of(other, message))
+    assert bench.node.repeats == [(A, message.id)]
 
 
 # -- admission ---------------------------------------------------------------------------------------

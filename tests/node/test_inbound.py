@@ -13,14 +13,17 @@ from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import Accept, Ignore, SignedMessage, Topic, Verdict
 from p2pnode.core.metadata import Metadata
 from p2pnode.identity import Identity
+from p2pnode.node import archive as archive_module
+from p2pnode.node.archive import Archive
 from p2pnode.node.documents import message_document
-from p2pnode.node.history import History
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members, Tools
+from p2pnode.node.storing import Retention
 from p2pnode.wire.payload import encode_envelope, encode_json_payload
 from p2pnode.wire.pubsub import seal_message
 from tests.core.test_council import OPPORTUNITY
-from tests.node.fakes import START_NS, FakeHost, MemorySeqnos, Network, Wall, verify_record
+from tests.node.fakes import START_NS, FakeHost, MemorySeqnos, Network, Wall, verify_message, verify_record
+from tests.node.stores import MemoryStore
 
 SECOND = 1_000_000_000
 ALICE, SELF = Identity(b"a" * 32), Identity(b"s" * 32)
@@ -29,7 +32,14 @@ ALICE, SELF = Identity(b"a" * 32), Identity(b"s" * 32)
 class Desk:
     def __init__(self) -> None:
         self.wall = Wall(runs=False)
-        self.history = History(100, 10**7)
+        self.store = MemoryStore()
+        self.archive = Archive(
+            self.store,
+            Retention(100, 10**7, 10.0**9),
+            SELF.peer_id_bytes,
+            wall_ns=self.wall,
+            gap=lambda topic, peer: None,
+        )
         own = MemberRecord(SELF.peer_id, 0, "self", "chorus", "online", ())
         host = FakeHost(Network(), SELF.peer_id, "/ip4/10.0.0.9/tcp/9000")
 
@@ -44,7 +54,7 @@ class Desk:
             lambda: None,
             lambda record: None,
         )
-        self.inbound = Inbound(self.history, members, self.wall)
+        self.inbound = Inbound(self.archive, members, verify_message, self.wall)
 
     def take(self, message: SignedMessage) -> Verdict:
         verdict = self.inbound.judge(message, ALICE.peer_id)
@@ -52,8 +62,16 @@ class Desk:
             self.inbound.deliver(message, carrier="gossip")
         return verdict
 
-    def documents(self, topic: str) -> list[dict[str, Any]]:
-        return [message_document(kept, None) for kept in self.history.read(topic, 0, 100)]
+    def take_synced(self, raw: bytes, *subscribed: str) -> str | None:
+        return self.inbound.take_synced(raw, subscribed.__contains__)
+
+    async def documents(self, topic: str) -> list[dict[str, Any]]:
+        """Of what is stored, once all that was taken is written."""
+        await self.archive.close()
+        return [message_document(entry, each, None) for entry, each in await self.archive.page([topic], 0, 100)]
+
+    async def count(self, topic: str) -> int:
+        return len(await self.documents(topic))
 
 
 def sealed(data: bytes, topic: str = "hmmm.t", seqno: int = 1) -> SignedMessage:
@@ -93,7 +111,7 @@ async def test_signed_times_decide_by_our_clock_and_blame_nobody(
     for message in (opportunity(metadata), sealed(encode_envelope(b"x", "", metadata))):
         desk = Desk()
         assert desk.take(message) == verdict
-        assert desk.history.count(message.topic) == isinstance(verdict, Accept)
+        assert await desk.count(message.topic) == isinstance(verdict, Accept)
 
 
 async def test_an_expired_opportunity_is_ignored() -> None:
@@ -109,7 +127,7 @@ async def test_an_expired_opportunity_is_ignored() -> None:
 async def test_a_stock_peers_payload_is_accepted_as_it_is(data: bytes) -> None:
     desk = Desk()
     assert desk.take(sealed(data)) == Accept()
-    (document,) = desk.documents("hmmm.t")
+    (document,) = await desk.documents("hmmm.t")
     assert document["published_at"] is None
     assert json.dumps(document, allow_nan=False)
 
@@ -131,7 +149,7 @@ async def test_a_stock_peers_payload_is_accepted_as_it_is(data: bytes) -> None:
 async def test_nothing_a_peer_sends_spoils_the_documents_of_a_topic(data: bytes) -> None:
     desk = Desk()
     assert isinstance(desk.take(sealed(data)), Accept)
-    (document,) = desk.documents("hmmm.t")
+    (document,) = await desk.documents("hmmm.t")
     assert json.loads(json.dumps(document, allow_nan=False)) == document
 
 
@@ -157,7 +175,7 @@ async def test_what_is_no_opportunity_is_ignored_on_its_topic(
 ) -> None:
     desk = Desk()
     assert desk.take(message) == Ignore("opportunity")
-    assert desk.history.count("councils.forming") == 0
+    assert await desk.count("councils.forming") == 0
     (record,) = caplog.records
     assert 1 <= len(record.faults) <= 5  # type: ignore[attr-defined]
 
@@ -167,8 +185,9 @@ async def test_what_is_held_is_ignored_and_delivered_once() -> None:
     message = sealed(b"x")
     assert desk.take(message) == Accept()
     assert desk.take(message) == Ignore("held")
-    desk.inbound.deliver(message, carrier="gossip")
-    assert desk.history.count("hmmm.t") == 1
+    assert desk.inbound.deliver(message, carrier="gossip") == "held"
+    assert await desk.count("hmmm.t") == 1
+    assert desk.take(message) == Ignore("held")
     assert desk.inbound.received == {"hmmm.t": 1}
 
 
@@ -179,7 +198,7 @@ async def test_deliveries_keep_their_own_payload_whatever_was_judged_between() -
         assert desk.inbound.judge(message, ALICE.peer_id) == Accept()
     for message in messages:
         desk.inbound.deliver(message, carrier="gossip")
-    assert [document["payload"] for document in desk.documents("hmmm.t")] == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert [document["payload"] for document in await desk.documents("hmmm.t")] == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
 async def test_records_are_taken_from_their_topic_and_not_kept_as_messages() -> None:
@@ -187,4 +206,51 @@ async def test_records_are_taken_from_their_topic_and_not_kept_as_messages() -> 
     message = SignedMessage(ALICE.peer_id_bytes, b"12345678", Topic("p2pnode.members"), b"junk", b"s", b"", b"")
     assert type(desk.take(message)).__name__ == "Reject"
     desk.inbound.deliver(message, carrier="gossip")
-    assert desk.history.count("p2pnode.members") == 0
+    assert await desk.count("p2pnode.members") == 0
+
+
+# -- by synchronisation -----------------------------------------------------------------
+
+
+async def test_what_a_neighbour_brings_is_stored_once_and_named_so() -> None:
+    desk = Desk()
+    message = sealed(b"x")
+    assert desk.take_synced(message.raw, "hmmm.t") is None
+    assert desk.take_synced(message.raw, "hmmm.t") == "held"
+    assert [document["carrier"] for document in await desk.documents("hmmm.t")] == ["sync"]
+    assert desk.inbound.received == {"hmmm.t": 1}
+
+
+async def test_an_old_message_is_taken_from_a_neighbour_and_a_signed_time_binds_it_too() -> None:
+    desk = Desk()
+    old = sealed(encode_envelope(b"x", "", Metadata(START_NS - 10**6 * SECOND)))
+    assert desk.take_synced(old.raw, "hmmm.t") is None
+    for number, (metadata, why) in enumerate(
+        ((Metadata(START_NS + 200 * SECOND), "future"), (Metadata(START_NS - SECOND, START_NS - 1), "expired")), 2
+    ):
+        assert desk.take_synced(sealed(encode_envelope(b"x", "", metadata), seqno=number).raw, "hmmm.t") == why
+    assert await desk.count("hmmm.t") == 1
+
+
+async def test_what_a_neighbour_brings_is_checked_as_if_it_were_gossiped() -> None:
+    desk = Desk()
+    message = sealed(b"x")
+    cases = [
+        (b"\xff", ("hmmm.t",), "protobuf"),
+        (message.raw, (), "topic"),
+        (message.raw.replace(b"x", b"y", 1), ("hmmm.t",), "signature"),
+        (opportunity(None, project_name="").raw, ("councils.forming",), "opportunity"),
+        (sealed(b"x", "p2pnode.members").raw, ("p2pnode.members",), "topic"),
+    ]
+    for raw, subscribed, why in cases:
+        assert desk.take_synced(raw, *subscribed) == why
+    assert not desk.archive.queued
+    assert not desk.inbound.received
+
+
+async def test_what_is_not_stored_is_not_counted_as_received(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive_module, "MAX_QUEUED_BYTES", 0)
+    desk = Desk()
+    assert desk.take_synced(sealed(b"x").raw, "hmmm.t") == "queue"
+    assert desk.inbound.deliver(sealed(b"x"), carrier="gossip") == "queue"
+    assert not desk.inbound.received

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import trio.testing
 from trio.testing import MockClock
 
 from p2pnode.core.message import MAX_PAYLOAD_BYTES
-from p2pnode.errors import EnvironmentFault, InvalidRequest, PayloadTooLarge, TooBusy, Unavailable
-from p2pnode.node import history as history_module
+from p2pnode.errors import EnvironmentFault, InvalidRequest, PayloadTooLarge, StorageFull, TooBusy, Unavailable
+from p2pnode.node import archive as archive_module
 from p2pnode.node.publish import TokenBucket
 from p2pnode.ports import JsonObject, Published
 from p2pnode.wire.payload import decode_payload
@@ -45,8 +46,10 @@ async def listen(*nodes: Running, topic: str = "hmmm.thread") -> None:
         await running.gossip.subscribe(topic)
 
 
-def kept(running: Running, topic: str = "hmmm.thread") -> list[JsonObject]:
-    return running.node.messages(topic, after=None, limit=1000)
+async def kept(running: Running, topic: str = "hmmm.thread") -> list[JsonObject]:
+    """What is stored, once all that came is written."""
+    await until(lambda: not running.node._archive.queued)
+    return await running.node.messages(topic, after=None, limit=1000)
 
 
 def prevs(running: Running, topic: str = "hmmm.thread") -> list[tuple[int, int]]:
@@ -69,7 +72,7 @@ async def test_a_published_message_is_kept_here_and_reaches_the_other(autojump_c
         await listen(a, b)
         published = await publish(a, headers={"Council-ID": "5"})
         for running, carrier in ((a, "local"), (b, "gossip")):
-            (document,) = kept(running)
+            (document,) = await kept(running)
             assert document["id"] == published.id
             assert document["seqno"] == published.seqno == published.id.rpartition("-")[2]
             assert document["origin"] == a.peer_id
@@ -98,7 +101,7 @@ async def test_any_payload_arrives_as_it_was(
         await listen(a, b)
         await publish(a, body, content_type=content_type)
         for running in (a, b):
-            (document,) = kept(running)
+            (document,) = await kept(running)
             assert document["payload"] == payload
             assert document.get("encoding") == encoding
             assert json.dumps(document, allow_nan=False)
@@ -108,7 +111,7 @@ async def test_the_sample_opportunity_is_published_with_its_deadline(autojump_cl
     async with open_pair() as (a, b):
         body = (EXAMPLES / "opportunity.json").read_bytes()
         await publish(a, body, FORMING, content_type="")
-        (document,) = kept(b, FORMING)
+        (document,) = await kept(b, FORMING)
         assert document["payload"] == json.loads(body)
         assert document["expires_at"] == "2030-01-01T00:00:00.000000000Z"
         assert a.gossip.sent[-1].data.startswith(body.rstrip()[:-1].rstrip())
@@ -117,7 +120,7 @@ async def test_the_sample_opportunity_is_published_with_its_deadline(autojump_cl
 async def test_an_opportunity_behind_any_white_space_reaches_the_other(autojump_clock: MockClock) -> None:
     async with open_pair() as (a, b):
         await publish(a, b"\n" * 500 + json.dumps(OPPORTUNITY).encode() + b"\n" * 500, FORMING)
-        assert len(kept(b, FORMING)) == 1
+        assert len(await kept(b, FORMING)) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,7 @@ async def test_a_bad_opportunity_is_refused_by_field(
         with pytest.raises(InvalidRequest, match="council opportunity cannot be published") as caught:
             await publish(a, json.dumps({**OPPORTUNITY, **change}).encode(), FORMING)
         assert faults(caught) == fields
-        assert (kept(a, FORMING), kept(b, FORMING), len(a.gossip.sent)) == ([], [], sent)
+        assert (await kept(a, FORMING), await kept(b, FORMING), len(a.gossip.sent)) == ([], [], sent)
 
 
 async def test_every_fault_of_a_request_is_told_at_once(autojump_clock: MockClock) -> None:
@@ -195,7 +198,7 @@ async def test_a_payload_and_headers_at_their_limits_fit_a_message(
         body = b'{"a":"' + b"x" * (MAX_PAYLOAD_BYTES - 8) + b'"}'
         headers = {f"{number:02d}": '"' * 61 for number in range(64)}
         await publish(a, body, content_type=content_type, headers=headers)
-        assert kept(b)[0]["headers"] == headers
+        assert (await kept(b))[0]["headers"] == headers
         with pytest.raises(PayloadTooLarge, match="262145"):
             await publish(a, body + b" ", content_type=content_type)
 
@@ -206,11 +209,14 @@ async def test_the_same_key_and_body_publish_once(autojump_clock: MockClock) -> 
         first = await publish(a, key="k")
         again = await publish(a, key="k")
         assert (again.id, again.seqno, first.duplicate, again.duplicate) == (first.id, first.seqno, False, True)
-        assert len(kept(a)) == len(kept(b)) == 1
+        assert len(await kept(a)) == len(await kept(b)) == 1
         assert not (await publish(a, key="other")).duplicate
 
 
-@pytest.mark.parametrize("other", [{"body": b"{}"}, {"topic": "hmmm.other"}])
+@pytest.mark.parametrize(
+    "other",
+    [{"body": b"{}"}, {"topic": "hmmm.other"}, {"content_type": "text/plain"}, {"headers": {"h": "1"}}],
+)
 async def test_a_key_for_another_message_is_refused(autojump_clock: MockClock, other: dict[str, Any]) -> None:
     async with open_pair() as (a, b):
         await listen(a, b)
@@ -219,7 +225,7 @@ async def test_a_key_for_another_message_is_refused(autojump_clock: MockClock, o
         with pytest.raises(InvalidRequest) as caught:
             await publish(a, key="k", **other)
         assert faults(caught) == ["Idempotency-Key"]
-        assert len(kept(b)) == 1
+        assert len(await kept(b)) == 1
 
 
 async def test_callers_at_the_same_time_with_one_key_publish_once(autojump_clock: MockClock) -> None:
@@ -238,27 +244,91 @@ async def test_callers_at_the_same_time_with_one_key_publish_once(autojump_clock
             a.gossip.gate.set()
         assert sorted(result.duplicate for result in results) == [False, True, True, True, True]
         assert len({result.id for result in results}) == 1
-        assert len(kept(b)) == 1
+        assert len(await kept(b)) == 1
+
+
+async def test_callers_at_the_same_time_with_one_key_all_wait_for_the_disk(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await listen(a, b)
+        a.store.commit_seconds = 5.0
+        before = trio.current_time()
+        results: list[tuple[Published, float]] = []
+
+        async def call() -> None:
+            results.append((await publish(a, key="k"), trio.current_time()))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(call)
+        assert sorted(result.duplicate for result, _ in results) == [False, True, True, True, True]
+        assert len({result.id for result, _ in results}) == 1
+        assert all(at - before >= 5.0 for _, at in results)
+        assert len(await kept(a)) == len(await kept(b)) == 1
+
+
+async def test_a_key_is_remembered_over_a_restart(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        alone = fleet.add()
+        fleet.start(alone)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        alone.gossip.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(publish, alone, key="k"))
+            await until(lambda: bool(alone.store.entries))
+            fleet.stop(alone)  # it is stored, and nobody was answered
+            alone.gossip.gate.set()
+        again = fleet.restart(alone)
+        fleet.start(again)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        published = await publish(again, key="k")
+        assert published.duplicate
+        assert [document["id"] for document in await kept(again)] == [published.id]
+        assert published.id.endswith(f"-{published.seqno}")
+        with pytest.raises(InvalidRequest, match="used for another message"):
+            await publish(again, b"{}", key="k")
 
 
 async def test_a_refused_message_does_not_use_up_its_key(autojump_clock: MockClock) -> None:
     async with open_pair() as (a, b):
-        with pytest.raises(Unavailable):
-            await publish(a, key="k")
         await listen(a, b)
+        a.gossip.busy = True
+        with pytest.raises(TooBusy):
+            await publish(a, key="k")
+        a.gossip.busy = False
         assert not (await publish(a, key="k")).duplicate
 
 
-async def test_without_peers_nothing_is_kept_and_no_number_is_used(autojump_clock: MockClock) -> None:
+async def test_a_message_for_nobody_is_stored_and_delivered_when_somebody_comes(autojump_clock: MockClock) -> None:
     async with open_fleet() as fleet:
         alone = fleet.add()
-        for _ in range(3):
-            with pytest.raises(Unavailable) as caught:
-                await publish(alone, json.dumps(OPPORTUNITY).encode(), FORMING)
-            assert caught.value.reason == "no-peers"
-        assert kept(alone, FORMING) == []
-        assert alone.seqnos.writes == 0
-        assert alone.node.publisher.refused == {"no-peers": 3}
+        fleet.start(alone)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        published = [await publish(alone, json.dumps({"n": number}).encode()) for number in range(3)]
+        assert [document["id"] for document in await kept(alone)] == [each.id for each in published]
+        assert set(alone.store.outbox) == set(alone.store.entries)
+        later = fleet.add(bootstrap=[alone.addr], topics=("hmmm.thread",))
+        fleet.start(later)
+        await until(lambda: len(later.store.entries) == 3)
+        documents = await kept(later)
+        assert [document["payload"]["n"] for document in documents] == [0, 1, 2]
+        assert not any(document["late"] for document in documents)
+        await until(lambda: not alone.store.outbox)
+
+
+async def test_a_message_for_nobody_is_delivered_after_a_restart_too(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        alone = fleet.add()
+        fleet.start(alone)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        published = await publish(alone)
+        fleet.stop(alone)
+        await trio.sleep(3600)  # older than gossip takes
+        again = fleet.restart(alone)
+        later = fleet.add(bootstrap=[again.addr], topics=("hmmm.thread",))
+        fleet.start(again, later)
+        await until(lambda: bool(later.store.entries))
+        assert [document["id"] for document in await kept(later)] == [published.id]
+        await until(lambda: not again.store.outbox)
 
 
 async def test_a_slow_peer_means_later(autojump_clock: MockClock) -> None:
@@ -268,7 +338,7 @@ async def test_a_slow_peer_means_later(autojump_clock: MockClock) -> None:
         with pytest.raises(TooBusy) as caught:
             await publish(a)
         assert caught.value.reason == "peer-slow"
-        assert kept(a) == []
+        assert await kept(a) == []
 
 
 async def test_the_rate_is_kept_and_the_wait_is_told(autojump_clock: MockClock) -> None:
@@ -286,7 +356,7 @@ async def test_the_rate_is_kept_and_the_wait_is_told(autojump_clock: MockClock) 
             assert 0 < caught.value.retry_after_seconds <= 0.5
             await trio.sleep(caught.value.retry_after_seconds)
             await publish(a)
-        assert len(kept(a)) == 6
+        assert len(await kept(a)) == 6
 
 
 @pytest.mark.parametrize("rate", [0.1, 1 / 3, 0.7, 3.3, 1000.0])
@@ -320,10 +390,27 @@ async def test_each_message_names_the_one_before_whatever_was_refused_between(au
             chain = prevs(a, topic)
             assert len(chain) == count
             assert [prev for _, prev in chain] == [0, *(seqno for seqno, _ in chain[:-1])]
-            assert [each["seqno"] for each in kept(b, topic)] == [str(seqno) for seqno, _ in chain]
+            assert [each["seqno"] for each in await kept(b, topic)] == [str(seqno) for seqno, _ in chain]
 
 
-async def test_a_full_disk_publishes_nothing_and_breaks_no_chain(autojump_clock: MockClock) -> None:
+async def test_the_chain_goes_on_over_a_restart(autojump_clock: MockClock) -> None:
+    async with open_fleet() as fleet:
+        a, b = fleet.add(), fleet.add(topics=("hmmm.thread", "hmmm.other"))
+        fleet.start(a, b)
+        await a.host.dial(b.addr)
+        for topic in ("hmmm.thread", "hmmm.other", "hmmm.thread"):
+            await publish(a, topic=topic)
+        fleet.stop(a)
+        again = fleet.restart(a, bootstrap=[b.addr])
+        fleet.start(again)
+        await until(lambda: bool(again.gossip.topic_peers("hmmm.thread")))
+        for topic in ("hmmm.thread", "hmmm.other"):
+            before, after = prevs(a, topic), await publish(again, topic=topic)
+            assert prevs(again, topic) == [(int(after.seqno), before[-1][0])]
+            assert [each["id"] for each in await kept(b, topic)][-1] == after.id
+
+
+async def test_without_a_number_nothing_is_published_and_no_chain_breaks(autojump_clock: MockClock) -> None:
     async with open_pair() as (a, b):
         await listen(a, b)
         await publish(a)
@@ -332,30 +419,70 @@ async def test_a_full_disk_publishes_nothing_and_breaks_no_chain(autojump_clock:
         for _ in range(2):
             with pytest.raises(EnvironmentFault, match="No space left"):
                 await publish(a, key="k")
-        assert len(kept(a)) == len(kept(b)) == 1
+        assert len(await kept(a)) == len(await kept(b)) == 1
         a.seqnos.broken = False
         assert not (await publish(a, key="k")).duplicate
         (first, _), (_, prev) = prevs(a)
         assert prev == first
 
 
-async def test_a_peer_lost_while_the_ceiling_is_stored_means_no_message(autojump_clock: MockClock) -> None:
+async def test_a_full_disk_publishes_nothing_and_breaks_no_chain(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await listen(a, b)
+        stored = [await publish(a)]
+        a.store.failing = StorageFull("cannot write messages.db: No space left on device")
+        full = 0
+
+        async def call(number: int) -> None:
+            nonlocal full
+            await trio.sleep(number * 0.0003)  # before, during and after the writes, which take 1 ms
+            if number == 20:
+                a.store.failing = None
+            with suppress(StorageFull):
+                stored.append(await publish(a, json.dumps({"n": number}).encode(), key=str(number)))
+                return
+            full += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(call, number)
+        assert full > 0
+        assert full == a.node.publisher.refused["storage"]
+        stored.append(await publish(a, key="0"))
+        assert not stored[-1].duplicate, "who was told that the disk is full may ask again"
+        numbers = [int(each.seqno) for each in stored]
+        assert prevs(a) == [*zip(numbers, [0, *numbers[:-1]], strict=True)]
+        for running in (a, b):
+            assert [each["seqno"] for each in await kept(running)] == [each.seqno for each in stored]
+
+
+async def test_a_peer_lost_while_the_ceiling_is_stored_gets_the_message_when_it_is_back(
+    autojump_clock: MockClock,
+) -> None:
     async with open_pair() as (a, b):
         await listen(a, b)
         await trio.sleep(60)
         a.seqnos.gate = trio.Event()
         async with trio.open_nursery() as nursery:
-
-            async def call() -> None:
-                with pytest.raises(Unavailable) as caught:
-                    await publish(a)
-                assert caught.value.reason == "no-peers"
-
-            nursery.start_soon(call)
+            nursery.start_soon(publish, a)
             await trio.testing.wait_all_tasks_blocked()
             b.gossip._topics.discard("hmmm.thread")
             a.seqnos.gate.set()
-        assert kept(a) == []
+        assert (len(await kept(a)), len(await kept(b))) == (1, 0)
+        await listen(b)
+        await until(lambda: bool(b.store.entries))
+        assert len(await kept(b)) == 1
+
+
+async def test_what_is_stored_is_sent_even_if_the_caller_went_during_the_write(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await listen(a, b)
+        a.store.commit_seconds = 1.0
+        with trio.move_on_after(0.5) as gone:
+            await publish(a)
+            await trio.lowlevel.checkpoint()
+        assert gone.cancelled_caught
+        assert len(await kept(a)) == len(await kept(b)) == 1
 
 
 async def test_what_is_kept_is_sent_even_if_the_caller_has_gone(autojump_clock: MockClock) -> None:
@@ -368,7 +495,7 @@ async def test_what_is_kept_is_sent_even_if_the_caller_has_gone(autojump_clock: 
             nursery.cancel_scope.cancel()
             a.gossip.gate.set()
         assert (await publish(a, key="k")).duplicate
-        assert len(kept(a)) == len(kept(b)) == 1
+        assert len(await kept(a)) == len(await kept(b)) == 1
 
 
 async def test_a_stopping_node_takes_no_more(autojump_clock: MockClock) -> None:
@@ -383,7 +510,7 @@ async def test_a_stopping_node_takes_no_more(autojump_clock: MockClock) -> None:
 async def test_topics_are_bounded(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_pair() as (a, b):
         await listen(a, b)
-        monkeypatch.setattr(history_module, "MAX_TOPICS", 0)
+        monkeypatch.setattr(archive_module, "MAX_TOPICS", 0)
         with pytest.raises(TooBusy) as caught:
             await publish(a)
         assert caught.value.reason == "topics"

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from p2pnode.errors import InvalidRequest, TooBusy, Unavailable
 from p2pnode.identity import Identity
-from p2pnode.node import history as history_module
+from p2pnode.node import archive as archive_module
 from p2pnode.node.documents import peer_order
 from p2pnode.ports import Followed
 from p2pnode.wire.members import MAX_ADDRS
@@ -137,13 +137,20 @@ async def test_a_follower_starts_where_it_says(autojump_clock: MockClock) -> Non
 
 async def test_following_subscribes(autojump_clock: MockClock) -> None:
     async with open_pair() as (a, b):
-        with pytest.raises(Unavailable):
-            await publish(a, 1)
+        assert TOPIC not in b.gossip.topics()
         async with b.node.follow(TOPIC, start="now") as steps:
             assert b.node.metrics()["p2pnode_followers"] == 1
             await publish(a, 1)
             assert payload(await anext(steps)) == 1
         assert b.node.metrics()["p2pnode_followers"] == 0
+
+
+async def test_who_follows_a_topic_later_gets_what_is_stored(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await publish(a, 0)
+        await trio.sleep(1800)  # too old for gossip, and the nodes compare rarely
+        async with b.node.follow(TOPIC, start="start") as steps:
+            assert payload(await anext(steps)) == 0
 
 
 async def test_a_slow_follower_is_told_exactly_what_it_missed(autojump_clock: MockClock) -> None:
@@ -205,7 +212,7 @@ async def test_a_bad_topic_or_place_is_named(
     async with open_fleet() as fleet:
         node = fleet.add().node
         with pytest.raises(InvalidRequest) as caught:
-            node.messages(topic, after=after, limit=10)
+            await node.messages(topic, after=after, limit=10)
         assert [fault.field for fault in caught.value.faults] == [field]
         with pytest.raises(InvalidRequest) as caught:
             async with node.follow(topic, start=after or "start"):
@@ -218,13 +225,13 @@ async def test_an_id_of_another_topic_is_no_place_in_this_one(autojump_clock: Mo
         await b.gossip.subscribe(TOPIC)
         message_id = await publish(a, 1)
         with pytest.raises(InvalidRequest, match=r"not kept here in hmmm\.other"):
-            a.node.messages("hmmm.other", after=message_id, limit=1)
+            await a.node.messages("hmmm.other", after=message_id, limit=1)
 
 
 async def test_topics_followed_are_bounded(autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_fleet() as fleet:
         node = fleet.add().node
-        monkeypatch.setattr(history_module, "MAX_TOPICS", 1)
+        monkeypatch.setattr(archive_module, "MAX_TOPICS", 1)
         async with node.follow(TOPIC, start="now"), node.follow(TOPIC, start="now"):
             with pytest.raises(TooBusy):
                 async with node.follow("hmmm.other", start="now"):
@@ -237,8 +244,9 @@ async def test_messages_are_read_page_by_page(autojump_clock: MockClock) -> None
         await b.gossip.subscribe(TOPIC)
         for number in range(7):
             await publish(a, number)
+        await until(lambda: not b.node._archive.queued)
         after, pages = None, []
-        while page := b.node.messages(TOPIC, after=after, limit=3):
+        while page := await b.node.messages(TOPIC, after=after, limit=3):
             pages.append([document["payload"]["n"] for document in page])
             after = page[-1]["id"]
         assert pages == [[0, 1, 2], [3, 4, 5], [6]]
@@ -294,6 +302,7 @@ async def test_topics_are_counted(autojump_clock: MockClock) -> None:
             await each.gossip.subscribe(TOPIC)
         for number in range(3):
             await publish(a, number)
+        await until(lambda: not b.node._archive.queued)
         for running, received, published in ((a, 0, 3), (b, 3, 0)):
             document = next(each for each in running.node.topics() if each["topic"] == TOPIC)
             assert (document["messages"], document["received"], document["published"]) == (3, received, published)
