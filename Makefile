@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_OUT := p2pnode/wire/pb
 
-.PHONY: help setup demo test test-here test-processes unit check soak proto proto-check lock interop swarm-tools clean
+.PHONY: help setup demo test test-here test-peers test-processes unit check soak proto proto-check lock interop swarm-tools clean
 
 help:
 	@echo "make demo    34 sidecars on this machine, one council opportunity, told step by step"
@@ -34,12 +34,16 @@ demo: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest tests/core tests/wire tests/config tests/local tests/cli tests/api tests/node tests/store tests/host -m "not soak" -q
 
-# In two halves side by side, one for each core: those that mostly compute, and those that mostly wait for processes.
+# In three parts side by side: the first mostly computes, the others mostly wait for peers and processes.
+PEERS := tests/client tests/discovery tests/faults tests/interop tests/swarm
 test: $(READY) interop
-	$(MAKE) --no-print-directory -j2 --output-sync=target test-here test-processes
+	$(MAKE) --no-print-directory -j3 --output-sync=target test-here test-peers test-processes
 
 test-here: $(READY)
-	$(BIN)/python -m pytest tests --ignore tests/e2e -m "not soak"
+	$(BIN)/python -m pytest tests $(PEERS:%=--ignore %) --ignore tests/e2e -m "not soak"
+
+test-peers: $(READY)
+	$(BIN)/python -m pytest $(PEERS) -m "not soak"
 
 test-processes: $(READY)
 	$(BIN)/python -m pytest tests/e2e -m "not soak"
