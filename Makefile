@@ -7,12 +7,13 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_OUT := p2pnode/wire/pb
 
-.PHONY: help setup demo test test-here test-peers test-processes unit check soak proto proto-check lock interop swarm-tools clean
+.PHONY: help setup demo test test-here test-peers test-processes unit unit-core unit-node unit-host check soak
+.PHONY: proto proto-check lock interop programs swarm-tools clean
 
 help:
 	@echo "make demo    34 sidecars on this machine, one council opportunity, told step by step"
 	@echo "make test    the whole test suite"
-	@echo "make unit    the fast part of it"
+	@echo "make unit    the fast part of it, under a minute"
 	@echo "make check   ruff, mypy --strict, import-linter, generated code up to date"
 	@echo "make soak    long runs"
 	@echo "make proto   generate p2pnode/wire/pb from proto/"
@@ -31,12 +32,23 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)
 	$(BIN)/p2pnode demo
 
-unit: $(READY)
-	$(BIN)/python -m pytest tests/core tests/wire tests/config tests/local tests/cli tests/api tests/node tests/store tests/host -m "not soak" -q
+# In parts side by side too, with a fifth of each property's examples, and without what `make test` has more time for.
+UNIT := PROPERTY_SHARE=0.2 $(BIN)/python -m pytest -m "not soak and not slow" -q
+unit: $(READY) programs
+	$(MAKE) --no-print-directory -j3 --output-sync=target unit-core unit-node unit-host
+
+unit-core: $(READY)
+	$(UNIT) tests/core tests/wire tests/config tests/store tests/local
+
+unit-node: $(READY)
+	$(UNIT) tests/node tests/cli
+
+unit-host: $(READY)
+	$(UNIT) tests/host tests/api
 
 # In three parts side by side: the first mostly computes, the others mostly wait for peers and processes.
 PEERS := tests/client tests/discovery tests/faults tests/interop tests/swarm
-test: $(READY) interop
+test: $(READY) programs interop
 	$(MAKE) --no-print-directory -j3 --output-sync=target test-here test-peers test-processes
 
 test-here: $(READY)
@@ -50,6 +62,9 @@ test-processes: $(READY)
 
 soak: $(READY) swarm-tools
 	$(BIN)/python -m pytest tests -m soak
+
+programs: $(READY)
+	$(BIN)/python -m tests.programs
 
 swarm-tools: $(READY)
 	$(BIN)/python -m tests.swarm.install

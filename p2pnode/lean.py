@@ -31,6 +31,7 @@ LIBP2P = (
     "libp2p.transport.websocket",
     "trio_websocket",
     # Other ways to find peers, to remember them and to be found.
+    "cryptography.hazmat.primitives.serialization.ssh",
     "cryptography.x509",
     "httpx",
     "libp2p.discovery",
@@ -46,11 +47,16 @@ LIBP2P = (
     "coincurve",
     "libp2p.rcmgr.manager",
     "multiaddr.resolvers",
+    # For a log of its own; ours is in `p2pnode.logs`.
+    "logging.handlers",
     # For the resource manager, and to list interfaces, which `host.addresses` does by itself.
     "psutil",
     *_METRICS,
 )
 """What `host` leaves out of the library and of what the library imports."""
+
+PROTOBUF = ("google.protobuf.internal.python_message",)
+"""What `host` leaves out of protobuf where messages are made by its compiled core: the same in Python."""
 
 API = (
     # `api.connection` speaks HTTP/1.1 without upgrades.

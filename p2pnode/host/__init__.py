@@ -9,9 +9,11 @@ import os
 # Sends a yamux window update per read unless told otherwise: a quarter of a hop's CPU.
 os.environ.setdefault("PY_YAMUX_RELEASE_ON_READ", "0")
 
-from p2pnode.lean import LIBP2P, without
+from google.protobuf.internal import api_implementation
 
-with without(LIBP2P):
+from p2pnode.lean import LIBP2P, PROTOBUF, without
+
+with without(LIBP2P if api_implementation.Type() == "python" else LIBP2P + PROTOBUF):
     import libp2p.host.basic_host
 
     # Loaded by the library at the first connection, which is too late.

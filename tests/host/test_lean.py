@@ -9,16 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from p2pnode.lean import API, LIBP2P, without
+from p2pnode.lean import API, LIBP2P, PROTOBUF, without
 from tests.e2e.harness import environment, running_node, stop, wait_until
 from tests.stacks import Stack, on_both_stacks
 
+pytestmark = pytest.mark.slow
+
 TOPIC = "councils.claims"
 
-OTHERS_MAY_NEED = {"http.server", "httpx", "logging.config", "multiprocessing", "sqlite3", "urllib.request", "zeroconf"}
+OTHERS_MAY_NEED = {
+    "http.server",
+    "httpx",
+    "logging.config",
+    "logging.handlers",
+    "multiprocessing",
+    "sqlite3",
+    "urllib.request",
+    "zeroconf",
+}
 """Left out of the libraries, but nothing is wrong when another part of p2pnode imports it for itself."""
 
-HOLDERS = {"hypercorn", "libp2p", "multiaddr", "prometheus_client"}
+HOLDERS = {"google", "hypercorn", "libp2p", "multiaddr", "prometheus_client"}
 """Whose imports the lists were made for. A stand-in anywhere else would come to somebody who wants the real thing."""
 
 WATCHED = """
@@ -50,7 +61,7 @@ def fresh(code: str) -> str:
 
 @pytest.mark.parametrize("first", ["p2pnode.app", "p2pnode.fleet", "p2pnode.host.meshsub", "p2pnode.host.opening"])
 def test_a_node_leaves_out_what_it_does_not_need_whatever_is_imported_first(first: str) -> None:
-    left_out = set(LIBP2P + API) - OTHERS_MAY_NEED
+    left_out = set(LIBP2P + PROTOBUF + API) - OTHERS_MAY_NEED
     assert fresh(f"import sys, {first}, p2pnode.app; print(sorted({left_out!r} & set(sys.modules)))") == "[]"
 
 
@@ -66,6 +77,16 @@ def test_only_the_libraries_that_the_lists_are_for_hold_stand_ins() -> None:
         "print(*sorted({n.split('.')[0] for n, value in held if isinstance(value, (StandIn, StandInModule))}))"
     )
     assert set(fresh(code).split()) == HOLDERS
+
+
+def test_where_protobuf_has_no_compiled_core_it_works_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")
+    code = (
+        "import p2pnode.app; from p2pnode.wire.pb.p2pnode.v1.sync_pb2 import SyncRequest as Request\n"
+        "from google.protobuf.internal.api_implementation import Type\n"
+        "print(Type(), Request.FromString(Request(upper_ns=7).SerializeToString()).upper_ns)"
+    )
+    assert fresh(code) == "python 7"
 
 
 @on_both_stacks

@@ -76,6 +76,7 @@ def tell_dead(running: Running, count: int) -> list[Identity]:
     return ghosts
 
 
+@pytest.mark.slow
 async def test_a_bootstrap_that_is_down_is_dialled_for_ever_with_growing_jittered_pauses(
     autojump_clock: MockClock,
 ) -> None:
@@ -102,7 +103,7 @@ async def test_nodes_that_start_together_do_not_dial_in_step(autojump_clock: Moc
         assert len(set(last.values())) >= 9
 
 
-@pytest.mark.parametrize("away", [1.0, 100.0, 10_000.0])
+@pytest.mark.parametrize("away", [1.0, 100.0, pytest.param(10_000.0, marks=pytest.mark.slow)])
 async def test_a_bootstrap_that_comes_back_is_redialled(autojump_clock: MockClock, away: float) -> None:
     async with open_fleet() as fleet:
         first = fleet.add()

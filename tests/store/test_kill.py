@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from p2pnode.store.database import DATABASE_NAME
 from p2pnode.store.maintenance import check
 from p2pnode.store.messages import open_messages
@@ -16,6 +18,7 @@ from tests.store.kit import ROOT, body, message_id
 ROUNDS = 20
 
 
+@pytest.mark.slow
 async def test_killed_at_any_moment_it_has_all_that_was_acknowledged(tmp_path: Path) -> None:
     seed = random.randrange(1 << 32)
     rng = random.Random(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from p2pnode.ports import (
 from p2pnode.store.database import DATABASE_NAME
 from p2pnode.store.messages import MAX_WAITING, open_messages
 from p2pnode.store.rows import MAX_REMEMBERED
+from tests.programs import program
 from tests.properties import some
 from tests.store.kit import ROOT, Model, add, body, bury, drop, entry, left_in, message_id
 
@@ -253,11 +253,12 @@ async def test_reads_go_on_while_writes_are_committed(path: Path) -> None:
 # -- durability ------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_full_syncs_the_log_with_every_transaction_and_normal_does_not(tmp_path: Path) -> None:
+    strace = program("strace")
+    assert strace is not None, "strace is missing: run `python -m tests.programs`"
     trace = tmp_path / "trace"
     watched = "trace=fsync,fdatasync,pwrite64,write"
-    command = ["strace", "-f", "-y", "-s", "40", "-e", watched, "-o", str(trace), sys.executable]
+    command = [strace, "-f", "-y", "-s", "40", "-e", watched, "-o", str(trace), sys.executable]
     done = subprocess.run(
         [*command, "-m", "tests.store.child", "syncs", str(tmp_path)],
         cwd=ROOT,

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from tests.programs import program
 from tests.swarm.image import REPOSITORY, configuration, write_root
-from tests.swarm.install import program
 
 T = TypeVar("T")
 

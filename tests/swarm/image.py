@@ -23,7 +23,7 @@ from typing import Final
 
 from packaging.requirements import Requirement
 
-from tests.swarm.install import program
+from tests.programs import program
 
 REPOSITORY: Final = Path(__file__).parents[2]
 DOCKERFILE: Final = REPOSITORY / "docker" / "Dockerfile"
