@@ -275,6 +275,9 @@ class GossipEvents(Protocol):
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         """A peer sent an own message of its again that is kept here: it has not heard that it is held."""
 
+    def joined(self, peer: PeerId, topic: str) -> None:
+        """A peer subscribed to a topic that it did not name when it connected."""
+
 
 class Gossip(Protocol):
     """The router behind one seam: subscriptions and own messages in, messages and mesh out."""

@@ -88,6 +88,9 @@ class Receipts:
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         """Nothing is kept, so nothing is told."""
 
+    def joined(self, peer: PeerId, topic: str) -> None:
+        """Who reads what is of no interest here."""
+
     def connect(self, peer: PeerId, record: bytes | None, why: str) -> None:
         """The benchmark's topology is fixed."""
 

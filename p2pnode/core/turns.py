@@ -27,6 +27,12 @@ SETTLED_SECONDS = 4.0
 """A turn sooner than that after the news did not compare it; another follows."""
 
 AFTER_CONNECTING_SECONDS = 0.5
+KEPT_SECONDS = (0.0, 0.3)
+"""After this node began to keep a topic: somewhere in between."""
+
+JOINED_SECONDS = (0.5, 1.0)
+"""After a neighbour began to: it asks by itself first."""
+
 AT_ONCE_SECONDS = 0.2
 """Least time from the end of an exchange to the next with the same peer, whatever the reason."""
 
@@ -93,11 +99,11 @@ class Turns:
         if self._neighbours.pop(peer, None) is not None:
             self._ring.remove(peer)
 
-    def hasten(self, peer: PeerId, now: float) -> None:
-        """Ask this neighbour as soon as it is decent."""
+    def hasten(self, peer: PeerId, now: float, within: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Ask this neighbour as soon as it is decent, or at a chance moment between so many seconds from now."""
         neighbour = self._neighbours.get(peer)
         if neighbour is not None:
-            neighbour.due = min(neighbour.due, now)
+            neighbour.due = min(neighbour.due, now + self._rng.uniform(*within))
 
     def may_ask(self, peer: PeerId, now: float) -> bool:
         """Is it a neighbour that answered last time, and is trusted?"""

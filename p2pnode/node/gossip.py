@@ -89,6 +89,7 @@ class RoutedGossip:
             now=trio.current_time(),
         )
         self._key_ids: set[PeerId] = set()
+        self._silent: set[PeerId] = set()
         self._inputs: deque[Input] = deque()
         self._running = False
         self._counters: Counter[tuple[str, str]] = Counter()
@@ -160,6 +161,7 @@ class RoutedGossip:
     def peer_ready(self, link: Link, protocol: Protocol) -> None:
         parts = link.addr.split("/")
         ip = parts[2] if len(parts) > 2 else None
+        self._silent.add(link.peer)
         self._handle(PeerConnected(link.peer, peer_id_bytes(link.peer), protocol, link.direction == "outbound", ip))
 
     def peer_reopened(self, peer: PeerId) -> None:
@@ -168,6 +170,7 @@ class RoutedGossip:
 
     def peer_gone(self, peer: PeerId) -> None:
         self._key_ids.discard(peer)
+        self._silent.discard(peer)
         self._handle(PeerDisconnected(peer))
 
     def peer_refused(self, peer: PeerId, lost: tuple[MessageId, ...]) -> None:
@@ -195,7 +198,19 @@ class RoutedGossip:
             self._held(peer, decoded)
         if decoded.rpc.publish:
             self._find_repeats(peer, decoded.rpc.publish)
+        new = self._new_topics(peer, decoded.rpc.subscriptions) if decoded.rpc.subscriptions else ()
         self._handle(RpcReceived(peer, decoded.rpc))
+        for topic in new:
+            if peer in self._router.topic_peers(topic):
+                self._events.joined(peer, topic)
+
+    def _new_topics(self, peer: PeerId, told: Sequence[Subscription]) -> Sequence[Topic]:
+        """What a peer subscribes to now; none at its first words, in which it tells all that it reads."""
+        if peer in self._silent:
+            self._silent.remove(peer)
+            return ()
+        subscribed = dict.fromkeys(each.topic for each in told if each.subscribe)
+        return [topic for topic in subscribed if peer not in self._router.topic_peers(topic)]
 
     def _held(self, peer: PeerId, decoded: Decoded) -> None:
         if decoded.held_malformed:

@@ -131,6 +131,15 @@ class Keeping:
         """An earlier message of an origin is missing."""
         self.sync.gap(topic, origin)
 
+    def keeps(self, topic: str) -> None:
+        """This node reads a topic from now on, if it did not before."""
+        self.sync.keeps(topic)
+
+    def joined(self, topic: str, peer: PeerId) -> None:
+        """A neighbour reads a topic from now on."""
+        if topic != MEMBERS_TOPIC:
+            self.sync.joined(topic, peer)
+
     def metrics(self) -> Mapping[str, float]:
         return {**self.outbox.metrics(), **sync_metrics(self.sync.counted), **self.deliveries.metrics()}
 
@@ -138,6 +147,7 @@ class Keeping:
         for entry in entries:
             if entry.carrier == "local":
                 self.outbox.added(entry)
+            self.sync.keeps(entry.topic)
         self.notices.stored(entries)
         if any(entry.carrier != "sync" for entry in entries):
             self.sync.news()

@@ -341,6 +341,9 @@ class Node:
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         self.keeping.notices.repeated(peer, message_id)
 
+    def joined(self, peer: PeerId, topic: str) -> None:
+        self.keeping.joined(topic, peer)
+
     def holds(self, message_id: MessageId) -> bool:
         return message_id in self._archive
 
@@ -492,6 +495,7 @@ class Node:
         if not self._archive.open(topic):
             raise TooBusy(f"this sidecar keeps {MAX_TOPICS} topics and takes no other", reason="topics")
         await self.gossip.subscribe(topic)
+        self.keeping.keeps(topic)
 
     async def mesh(self) -> JsonObject:
         return await self._meshes.document()

@@ -29,7 +29,7 @@ from p2pnode.core.sync import (
     message_digest,
     topic_hash,
 )
-from p2pnode.core.turns import Outcome, Turns
+from p2pnode.core.turns import JOINED_SECONDS, KEPT_SECONDS, Outcome, Turns
 from p2pnode.core.wishes import Wishes
 from p2pnode.errors import EnvironmentFault, InvalidMessage, Unavailable
 from p2pnode.node.sync_answers import Answers, Messages, holdings_of
@@ -47,7 +47,10 @@ from p2pnode.wire.sync import (
 log = logging.getLogger(__name__)
 
 GAP_NEIGHBOURS = 2
-"""How many are asked about a gap."""
+"""How many are asked about a gap, or a topic that is new here."""
+
+JOINED_NEIGHBOURS = 3
+"""How many, on average, ask a neighbour that joined a topic, of all that keep it and hear so."""
 
 MAX_GAP_TOPICS = 64
 """Waiting to be asked about, of one neighbour; over it the next turn finds what is missing."""
@@ -130,6 +133,8 @@ class Sync:
         self._turns = Turns(rng, trio.current_time())
         self._wishes = Wishes()
         self._gaps: dict[PeerId, set[str]] = {}
+        self._unmet: set[PeerId] = set()
+        self._kept: set[str] = set()
         self._asked_for: set[MessageId] = set()
         self._refused = Refused()
         self._conflicts = Conflicts()
@@ -148,42 +153,71 @@ class Sync:
 
     def link_opened(self, link: Link) -> None:
         """There is a connection; whoever dialled asks."""
-        self._turns.opened(link.peer, dialled=link.direction == "outbound", now=trio.current_time())
+        dialled = link.direction == "outbound"
+        self._turns.opened(link.peer, dialled=dialled, now=trio.current_time())
+        if dialled:
+            self._unmet.add(link.peer)
         self._wake.set()
 
     def link_closed(self, peer: PeerId) -> None:
         self._turns.closed(peer)
+        self._unmet.discard(peer)
         self._wishes.forget(peer)
         self._gaps.pop(peer, None)
         self._answers.forget(peer)
 
     def gap(self, topic: str, origin: PeerId) -> None:
         """A message of this origin is missing: ask one or two neighbours at once, topic peers first."""
+        self.counted["gaps", ""] += 1
+        for peer in self._best_for(topic, origin):
+            self._ask_about(topic, peer)
+
+    def keeps(self, topic: str) -> None:
+        """This node keeps a topic, to read it or because it published to it: when that is new, ask one or two
+        neighbours at once for what was published before, topic peers first."""
+        if topic not in self._kept:
+            self._kept.add(topic)
+            for peer in self._best_for(topic):
+                self._ask_about(topic, peer, KEPT_SECONDS)
+
+    def joined(self, topic: str, peer: PeerId) -> None:
+        """A neighbour reads a topic from now on, and so it keeps it: when we have messages of it, compare within a
+        second. It asks one or two by itself; where many hear it, a few of them by chance are enough beside those."""
+        if not self._messages.items(topic) or not self._turns.may_ask(peer, trio.current_time()):
+            return
+        readers = len({*self._topic_peers(topic), peer})
+        if self._rng.random() * readers < JOINED_NEIGHBOURS:
+            self._ask_about(topic, peer, JOINED_SECONDS)
+
+    def _best_for(self, topic: str, origin: PeerId | None = None) -> list[PeerId]:
+        """Whom to ask about a topic, the origin of what is missing first."""
         now = trio.current_time()
         able = [peer for peer in self._host.links() if self._turns.may_ask(peer, now)]
         self._rng.shuffle(able)
         subscribed = self._topic_peers(topic)
         able.sort(key=lambda peer: (peer != origin, peer not in subscribed))
-        self.counted["gaps", ""] += 1
-        for peer in able[:GAP_NEIGHBOURS]:
-            topics = self._gaps.setdefault(peer, set())
-            if len(topics) < MAX_GAP_TOPICS:
-                topics.add(topic)
-            self._hasten(peer)
+        return able[:GAP_NEIGHBOURS]
+
+    def _ask_about(self, topic: str, peer: PeerId, within: tuple[float, float] = (0.0, 0.0)) -> None:
+        topics = self._gaps.setdefault(peer, set())
+        if len(topics) < MAX_GAP_TOPICS:
+            topics.add(topic)
+        self._hasten(peer, within)
 
     def news(self) -> None:
         """Messages were stored that did not come by sync: compare within ten seconds, whether they came everywhere."""
         self._turns.news(trio.current_time())
         self._wake.set()
 
-    def _hasten(self, peer: PeerId) -> None:
-        self._turns.hasten(peer, trio.current_time())
+    def _hasten(self, peer: PeerId, within: tuple[float, float] = (0.0, 0.0)) -> None:
+        self._turns.hasten(peer, trio.current_time(), within)
         self._wake.set()
 
     # -- asking ------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve and ask, until cancelled."""
+        self._kept.update(self._messages.topics())
         self._host.serve(SYNC_PROTOCOL, self._answers.answer, limit_bytes=MAX_REQUEST_BYTES)
         for link in self._host.links().values():
             self.link_opened(link)
@@ -218,16 +252,21 @@ class Sync:
         self._wake.set()
 
     def _prepare(self, peer: PeerId) -> _Visit:
-        """Pull what it is known to have; else look into gaps, up to now; else compare all but the latest."""
+        """Pull what it is known to have; else look into gaps, up to now; else compare all but the latest.
+
+        With whom we just connected all is compared, whatever gaps there are.
+        """
         wishes, overfull = self._wishes.take(peer)
         gaps = set() if wishes else self._gaps.pop(peer, set())
         if wishes and (overfull or peer in self._gaps):
             self._turns.hasten(peer, trio.current_time())
         ahead = FUTURE_ALLOWANCE_SECONDS if gaps else -SETTLE_SECONDS
         holdings = holdings_of(self._messages)
-        if gaps:
+        if gaps and peer not in self._unmet:
             wanted = set(map(topic_hash, gaps))
             holdings = {topic: holding for topic, holding in holdings.items() if topic in wanted}
+        if not wishes:
+            self._unmet.discard(peer)
         claimed: set[MessageId] = set()
         doubts: dict[bytes, bytes] = {}
         asking = Asking(

@@ -117,6 +117,26 @@ def test_a_reason_makes_a_neighbour_the_next_and_not_more_often_than_is_decent()
     clocked.turns.hasten(PeerId("a stranger"), clocked.now)
 
 
+def test_a_reason_that_has_time_comes_at_a_chance_moment_and_never_later_than_one_that_is_due() -> None:
+    waits = []
+    for seed in range(20):
+        clocked = Clocked(A, B, seed=seed)
+        for _ in range(6):
+            clocked.exchange("same")
+        clocked.now += 1
+        clocked.turns.hasten(B, clocked.now, (0.5, 1.0))
+        waited, peer = clocked.exchange("same")
+        assert peer == B
+        waits.append(waited)
+        clocked.now += 1
+        clocked.turns.hasten(B, clocked.now)
+        clocked.turns.hasten(B, clocked.now, (0.5, 1.0))
+        assert clocked.exchange("same") == (0.0, B)
+    assert min(waits) >= 0.5
+    assert max(waits) <= 1.0
+    assert len(set(waits)) == 20
+
+
 def test_at_most_two_are_under_way_and_one_with_each_neighbour() -> None:
     clocked = Clocked(A, B, C, dialled=True)
     first, second = clocked.next()[1], clocked.next()[1]

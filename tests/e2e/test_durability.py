@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from tests.e2e.harness import Node, environment, have_all, running_node, start_n
 TOPIC = "hmmm.durable"
 ROUNDS = 100
 DEADLINE_SECONDS = 180.0
+QUIET_SECONDS = 20.0
 SETTINGS = {
     "P2PNODE_GOSSIP_TOPICS": TOPIC,
     "P2PNODE_GOSSIP_PUBLISH_PER_SECOND": "10000",
@@ -233,6 +235,26 @@ def test_who_joins_late_gets_all_and_then_nothing_more(tmp_path: Path, env: dict
             another = late.publish_accepted(TOPIC, b"one more")
             have_all([*nodes, late], TOPIC, {another}, DEADLINE_SECONDS)
             assert held_by(late) == dict.fromkeys({*ids, another}, 1)
+
+
+def test_who_follows_a_topic_late_gets_at_once_what_is_too_old_for_gossip(
+    tmp_path: Path, env: dict[str, str], report: Report
+) -> None:
+    topic = "hmmm.late"
+    an_hour_behind = (sys.executable, str(Path(__file__).with_name("wrong_clock.py")), "-3600")
+    with ExitStack() as stack:
+        old = stack.enter_context(running_node(tmp_path, "old", env=env, within=an_hour_behind))
+        late = stack.enter_context(running_node(tmp_path, "late", "--bootstrap", old.bootstrap, env=env))
+        all_see_all([old, late])
+        ids = {old.publish_accepted(topic, f"message {number}".encode()) for number in range(50)}
+        time.sleep(QUIET_SECONDS)  # the nodes compare ever less often meanwhile
+        assert not late.ids(topic)
+        began = time.monotonic()
+        with Client(late.api, timeout=DEADLINE_SECONDS) as client:
+            stream = client.subscribe(topic, start="start")
+            assert {next(stream).id for _ in ids} == ids
+        report(f"who follows a topic late has all {len(ids)} of an hour ago after {time.monotonic() - began:.1f} s")
+        assert late.metric('p2pnode_sync_messages_total{kind="pulled"}') == len(ids)
 
 
 @contextmanager

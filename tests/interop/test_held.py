@@ -84,6 +84,9 @@ class Telling:
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         raise AssertionError("nothing is kept here")
 
+    def joined(self, peer: PeerId, topic: str) -> None:
+        """Who reads what is of no interest here."""
+
 
 @asynccontextmanager
 async def open_telling() -> AsyncIterator[Telling]:

@@ -307,7 +307,11 @@ class FakeGossip:
 
     async def subscribe(self, topic: str) -> None:
         await trio.lowlevel.checkpoint()
-        self._topics.add(topic)
+        if topic not in self._topics:
+            self._topics.add(topic)
+            for peer in self._host.links():
+                if (other := self._gossips.get(peer)) is not None:
+                    other._events.joined(self._host.peer_id, topic)
 
     def admit(self, topic: str) -> None:
         if not self.topic_peers(topic):

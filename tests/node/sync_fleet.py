@@ -57,7 +57,7 @@ class MemoryArchive:
         return tuple(self._sets)
 
     def items(self, topic: str) -> BlockSet:
-        return self._sets[topic]
+        return self._sets.get(topic) or BlockSet()
 
     def horizon(self, topic: str) -> int:
         return self.horizons[topic]
@@ -66,6 +66,11 @@ class MemoryArchive:
         self.reads += 1
         await trio.lowlevel.checkpoint()
         return {each: self._raws[each] for each in ids if each in self._raws}
+
+    def keep(self, topic: str) -> None:
+        """Take part in a topic from now on."""
+        self._sets.setdefault(topic, BlockSet())
+        self.horizons.setdefault(topic, 0)
 
     def put(self, raw: bytes) -> None:
         message = decode_message(raw)

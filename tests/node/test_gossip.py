@@ -90,6 +90,7 @@ class FakeNode:
         self.connects: list[tuple[PeerId, bytes | None, str]] = []
         self.told: list[tuple[PeerId, tuple[bytes, ...]]] = []
         self.repeats: list[tuple[PeerId, MessageId]] = []
+        self.joins: list[tuple[PeerId, str]] = []
         self.on_deliver: Callable[[SignedMessage], None] = lambda message: None
 
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict | None:
@@ -113,6 +114,9 @@ class FakeNode:
 
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         self.repeats.append((peer, message_id))
+
+    def joined(self, peer: PeerId, topic: str) -> None:
+        self.joins.append((peer, topic))
 
 
 class Bench:
@@ -385,6 +389,29 @@ async def test_a_peer_whose_stream_was_opened_again_hears_our_subscriptions_anew
     [sent] = bench.streams.sent
     assert (sent.peers, sent.priority) == ((B,), Priority.CONTROL)
     assert set(sent.rpc.subscriptions) == {Subscription(Topic(TOPIC), True), Subscription(Topic("hmmm.other"), True)}
+
+
+async def test_what_a_peer_joins_after_its_first_words_is_told_once(bench: Bench) -> None:
+    def subscribe(*topics: str, leave: bool = False) -> None:
+        told = tuple(Subscription(Topic(topic), not leave) for topic in topics)
+        bench.gossip.frame(A, encode_rpc(Rpc(subscriptions=told)))
+
+    assert bench.node.joins == []
+    subscribe(TOPIC, "chat", "chat")
+    subscribe("chat")
+    assert bench.node.joins == [(A, "chat")]
+    subscribe("chat", leave=True)
+    subscribe("chat")
+    assert bench.node.joins == [(A, "chat")] * 2
+    bench.gossip.peer_gone(A)
+    bench.meet(A, topic="chat")
+    assert len(bench.node.joins) == 2
+
+
+async def test_a_peer_over_its_bound_of_topics_joins_no_more(bench: Bench) -> None:
+    told = tuple(Subscription(Topic(f"t{number}"), True) for number in range(1100))
+    bench.gossip.frame(A, encode_rpc(Rpc(subscriptions=told)))
+    assert len(bench.node.joins) == len(bench.gossip.topic_peers("t0")) * (bench.gossip.sizes()["subscriptions"] - 3)
 
 
 async def test_a_new_peer_hears_our_subscriptions_and_a_gone_one_is_in_no_topic(bench: Bench) -> None:

@@ -145,6 +145,9 @@ class Peer:
     def repeated(self, peer: PeerId, message_id: MessageId) -> None:
         self.notices.repeated(peer, message_id)
 
+    def joined(self, peer: PeerId, topic: str) -> None:
+        raise AssertionError("all are in the topic from the start")
+
 
 class Town:
     def __init__(self, nursery: trio.Nursery) -> None:

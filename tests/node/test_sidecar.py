@@ -149,8 +149,32 @@ async def test_who_follows_a_topic_later_gets_what_is_stored(autojump_clock: Moc
     async with open_pair() as (a, b):
         await publish(a, 0)
         await trio.sleep(1800)  # too old for gossip, and the nodes compare rarely
+        since = trio.current_time()
         async with b.node.follow(TOPIC, start="start") as steps:
             assert payload(await anext(steps)) == 0
+        assert trio.current_time() - since < 1
+
+
+async def test_who_publishes_to_a_topic_for_the_first_time_gets_what_others_published_to_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_pair() as (a, b):
+        await publish(a, 0)
+        await trio.sleep(1800)
+        await publish(b, 1)
+        await trio.sleep(1)
+        assert [document["payload"]["n"] for document in await b.node.messages(TOPIC, after=None, limit=9)] == [1, 0]
+
+
+async def test_who_has_messages_of_a_topic_offers_them_to_a_neighbour_that_joins_it(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await publish(a, 0)
+        await trio.sleep(1800)
+        before = a.host.network.requests.copy()
+        await b.gossip.subscribe(TOPIC)
+        await trio.sleep(1)
+        asked = a.host.network.requests[len(before) :]
+        assert any(each.by == a.peer_id for each in asked)
 
 
 async def test_a_slow_follower_is_told_exactly_what_it_missed(autojump_clock: MockClock) -> None:
@@ -328,6 +352,7 @@ async def test_round_trips_are_measured_while_a_link_stands(autojump_clock: Mock
         assert rtt() is None
 
 
+@pytest.mark.slow
 async def test_a_member_is_seen_while_its_link_stands_and_was_last_seen_when_it_went(
     autojump_clock: MockClock,
 ) -> None:

@@ -89,6 +89,7 @@ async def test_with_nothing_to_do_exchanges_are_small_and_become_rare(
     assert one.sync.pause_seconds == other.sync.pause_seconds == 60
 
 
+@pytest.mark.slow
 async def test_halves_that_were_cut_hold_all_of_both_after_healing(
     autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,6 +220,85 @@ async def test_gaps_without_neighbours_and_of_unknown_topics_do_nothing(autojump
         await trio.sleep(5)
     assert one.sync.counted["exchanges", "same"] > 0
     assert not other.blamed
+
+
+# -- topics that become shared ---------------------------------------------------------
+
+
+async def test_who_begins_to_keep_a_topic_gets_at_once_what_is_old_of_it(autojump_clock: MockClock) -> None:
+    fleet = SyncFleet()
+    one, *others = fleet.add(["chat"]), fleet.add(), fleet.add()
+    fleet.spread(others[0].seal(age=3600), others)
+    async with running(fleet):
+        for other in others:
+            await one.dial(other)
+        await trio.sleep(400)
+        assert one.sync.pause_seconds == 60
+        since = trio.current_time()
+        one.archive.keep(TOPIC)
+        one.sync.keeps(TOPIC)
+        await until(lambda: len(one.archive) == 1, 2)
+        assert trio.current_time() - since < 1
+        await trio.sleep(400)
+        since = trio.current_time()
+        one.sync.keeps(TOPIC)
+        await trio.sleep(1)
+        assert not [each for each in fleet.network.requests if each.at > since]  # it is no news any more
+
+
+async def test_a_neighbour_that_joins_a_topic_is_told_at_once_what_only_we_have(autojump_clock: MockClock) -> None:
+    fleet = SyncFleet()
+    newcomer, *others = [fleet.add(["chat"]) for _ in range(6)]
+    last = fleet.add()
+    fleet.spread(last.seal(age=3600), [last])
+    async with running(fleet):
+        for other in others:
+            await newcomer.dial(other)
+        await last.dial(newcomer)
+        await trio.sleep(400)
+        # An older build: it begins to keep the topic and asks nobody.
+        newcomer.archive.keep(TOPIC)
+        last.topic_peers = {newcomer.peer_id}
+        since = trio.current_time()
+        for each in (last, *others):
+            each.sync.joined(TOPIC, newcomer.peer_id)
+        await until(lambda: len(newcomer.archive) == 1, 3)
+        assert trio.current_time() - since < 1.5
+        by = {each.by for each in fleet.network.requests if each.at >= since}
+        assert by == {last.peer_id, newcomer.peer_id}  # who has nothing of it asks nothing
+
+
+async def test_of_many_that_hear_of_a_newcomer_a_few_ask_it(autojump_clock: MockClock) -> None:
+    asked = []
+    for seed in range(10):
+        fleet = SyncFleet(seed)
+        newcomer, *others = [fleet.add() for _ in range(25)]
+        fleet.spread(others[0].seal(age=3600), fleet.nodes)
+        async with running(fleet):
+            for other in others:
+                await newcomer.dial(other)
+            await trio.sleep(400)
+            before = len(fleet.network.requests)
+            for other in others:
+                other.topic_peers = {each.peer_id for each in fleet.nodes if each is not other}
+                other.sync.joined(TOPIC, newcomer.peer_id)
+            await trio.sleep(1.2)
+            asked.append(sum(each.to == newcomer.peer_id for each in fleet.network.requests[before:]))
+    assert 0 < sum(asked) / len(asked) < 8
+
+
+async def test_a_topic_that_comes_right_after_the_connection_does_not_narrow_the_first_comparison(
+    autojump_clock: MockClock,
+) -> None:
+    fleet = SyncFleet()
+    one, other = fleet.add(["chat"]), fleet.add(["chat", TOPIC])
+    fleet.spread(other.seal(topic="chat"), [other])
+    fleet.spread(other.seal(), [other])
+    async with running(fleet):
+        await one.dial(other)
+        one.archive.keep(TOPIC)
+        one.sync.keeps(TOPIC)
+        await until(fleet.same, 1)
 
 
 # -- two bodies under one id -----------------------------------------------------------
