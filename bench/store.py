@@ -1,9 +1,10 @@
-"""The message store alone: entries of 1 KiB, one caller and a hundred, `full` and `normal`; then a start with 100,000.
+"""What the message store costs: alone, behind the local API beside JetStream, and in a hop.
 
-    python -m bench.store [--seconds 5] [--rounds 3] [--entries 100000] [--dir DIR] [--json FILE]
+    python -m bench.store [alone] [publish] [hop] [--seconds 5] [--rounds 3] [--dir DIR] [--json FILE]
 
-Each caller writes one message, waits until it is committed, and writes the next. The directory decides: give one on
-the disk that is meant, a tmpfs syncs nothing. The rounds are interleaved, and the table has their medians.
+`alone`: entries of 1 KiB, one caller and a hundred, each waits for its commit; then a start with 100,000. `publish`:
+see `bench/store_publish.py`. `hop`: see `bench/store_hop.py`. All three without a name. The directory decides: give
+one on the disk that is meant, a tmpfs syncs nothing. The rounds are interleaved, and the tables have their medians.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ import argparse
 import hashlib
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from bench import store_hop, store_publish
+from bench.measure import machine_cpu_seconds
+from bench.writes import HEADINGS, Figures, figures, median, table
 from p2pnode.core.message import MessageId
 from p2pnode.ports import Add, Drop, Entry, MessageStore
 from p2pnode.store.database import DATABASE_NAME
@@ -32,30 +37,12 @@ from p2pnode.store.messages import open_messages
 
 SIZE = 1024
 CALLERS = (1, 100)
-HEADINGS = ("system", "callers", "durability", "writes/s", "p50 ms", "p99 ms", "max ms")
+PARTS = ("alone", "publish", "hop")
 
 Open = Callable[[Path], AbstractAsyncContextManager[MessageStore]]
 """A system that keeps messages, in a directory of its own. What is to be compared needs only `write`."""
 
 SYSTEMS: dict[str, Open] = {"sqlite": lambda directory: open_messages(directory / DATABASE_NAME)}
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Of one system, one number of callers, one durability."""
-
-    system: str
-    callers: int
-    full: bool
-    per_second: float
-    p50_ms: float
-    p99_ms: float
-    max_ms: float
-
-    def row(self) -> tuple[str, ...]:
-        durability = "full" if self.full else "normal"
-        times = (f"{value:.2f}" for value in (self.p50_ms, self.p99_ms, self.max_ms))
-        return (self.system, str(self.callers), durability, f"{self.per_second:,.0f}", *times)
 
 
 def add(number: int, arrival: int) -> Add:
@@ -90,31 +77,12 @@ async def measure(system: str, callers: int, full: bool, seconds: float, where: 
 
     with tempfile.TemporaryDirectory(dir=where) as directory:
         async with SYSTEMS[system](Path(directory)) as store:
-            begun = time.perf_counter()
+            begun, cpu = time.perf_counter(), time.process_time()
             async with trio.open_nursery() as nursery:
                 for _ in range(callers):
                     nursery.start_soon(write, store, begun + seconds)
-            lasted = time.perf_counter() - begun
-    taken.sort()
-    p50, p99 = (taken[int(len(taken) * share)] * 1e3 for share in (0.5, 0.99))
-    return Figures(system, callers, full, len(taken) / lasted, p50, p99, taken[-1] * 1e3)
-
-
-def median(rounds: list[Figures]) -> Figures:
-    one = rounds[0]
-
-    def middle(of: Callable[[Figures], float]) -> float:
-        return statistics.median(map(of, rounds))
-
-    return Figures(
-        one.system,
-        one.callers,
-        one.full,
-        middle(lambda each: each.per_second),
-        middle(lambda each: each.p50_ms),
-        middle(lambda each: each.p99_ms),
-        middle(lambda each: each.max_ms),
-    )
+            lasted, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    return figures(system, callers, "full" if full else "normal", taken, lasted, cpu)
 
 
 LOADER = """
@@ -167,28 +135,9 @@ async def start(entries: int, where: Path) -> dict[str, float]:
         }
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(line[column]) for line in [HEADINGS, *rows]) for column in range(len(HEADINGS))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [HEADINGS, *rows]
-    )
-
-
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench.store", description="the message store alone")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of writing, for each row and round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--entries", type=int, default=100_000, help="of the store that is started with; 0: none")
-    parser.add_argument("--dir", type=Path, default=Path("."), help="where to write; on the disk that is meant")
-    parser.add_argument("--json", type=Path, help="write every figure of every round there")
-    options = parser.parse_args(arguments)
+def alone(options: argparse.Namespace) -> Mapping[str, object]:
     cases = [(system, callers, full) for system in SYSTEMS for callers in CALLERS for full in (True, False)]
-    rounds: dict[tuple[str, int, bool], list[Figures]] = {case: [] for case in cases}
-    for _ in range(options.rounds):
-        for case in cases:
-            rounds[case].append(trio.run(partial(measure, *case, options.seconds, options.dir)))
-            print(table([rounds[case][-1].row()]), file=sys.stderr, flush=True)
-    print(table([median(found).row() for found in rounds.values()]))
+    found = rounds_of([partial(_alone, *case, options) for case in cases], options.rounds)
     started = trio.run(start, options.entries, options.dir) if options.entries else {}
     if started:
         print(
@@ -197,9 +146,75 @@ def main(arguments: list[str]) -> int:
             f"RSS +{started['rss_mib']:.0f} MiB, check {started['check_seconds']:.2f} s, "
             f"{started['drops_per_second']:,.0f} dropped a second"
         )
+    return {"writes": found, "start": started}
+
+
+def _alone(system: str, callers: int, full: bool, options: argparse.Namespace) -> Figures:
+    return trio.run(measure, system, callers, full, options.seconds, options.dir)
+
+
+def publish(options: argparse.Namespace) -> Mapping[str, object]:
+    cases = store_publish.cases([int(count) for count in options.callers.split(",")])
+    return {
+        "publish": rounds_of(
+            [
+                partial(
+                    store_publish.measure, system, durability, store_publish.Load(callers, options.seconds), options.dir
+                )
+                for system, durability, callers in cases
+            ],
+            options.rounds,
+        )
+    }
+
+
+def rounds_of(cases: Sequence[Callable[[], Figures]], rounds: int) -> list[Mapping[str, object]]:
+    """Each case in turn, `rounds` times; prints the medians and returns every figure."""
+    found: list[list[Figures]] = [[] for _ in cases]
+    for _ in range(rounds):
+        for case, figures_of_case in zip(cases, found, strict=True):
+            figures_of_case.append(case())
+            print("  ".join(figures_of_case[-1].row()), file=sys.stderr, flush=True)
+    print(table(HEADINGS, [median(each).row() for each in found]), flush=True)
+    return [asdict(each) for case_figures in found for each in case_figures]
+
+
+def hop(options: argparse.Namespace) -> Mapping[str, object]:
+    rounds = []
+    stores = deque(store_hop.STORES)
+    for _ in range(options.rounds):
+        rounds.append([store_hop.measure(each, options.messages, options.rate, options.dir) for each in stores])
+        stores.rotate()  # none is always the first
+        print(table(store_hop.HEADINGS, store_hop.rows(rounds[-1:])), file=sys.stderr, flush=True)
+    print(f"one hop, {options.rate:g} messages/s, {options.messages} in each of {options.rounds} rounds")
+    print(table(store_hop.HEADINGS, store_hop.rows(rounds)), flush=True)
+    return {"hop": [asdict(each) for found in rounds for each in found]}
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="bench.store", description="what the message store costs")
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all without a name")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of writing, for each row and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--entries", type=int, default=100_000, help="of the store that is started with; 0: none")
+    parser.add_argument("--callers", default="1,16", help="that publish, with commas")
+    parser.add_argument("--rate", type=float, default=100.0, help="messages a second through a hop")
+    parser.add_argument("--messages", type=int, default=1000, help="through a hop, for each store and round")
+    parser.add_argument("--dir", type=Path, default=Path("."), help="where to write; on the disk that is meant")
+    parser.add_argument("--json", type=Path, help="write every figure of every round there")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.parts).difference(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    document: dict[str, object] = {}
+    for name, measure_part in zip(PARTS, (alone, publish, hop), strict=True):
+        if name in (options.parts or PARTS):
+            began, busy = time.monotonic(), machine_cpu_seconds()
+            print(f"\n{name}: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, load average {os.getloadavg()[0]:.1f}")
+            document |= measure_part(options)
+            share = (machine_cpu_seconds() - busy) / (time.monotonic() - began) / (os.cpu_count() or 1)
+            print(f"{os.cpu_count()} cores, busy {share:.0%} of the time, load average {os.getloadavg()[0]:.1f}")
     if options.json:
-        figures = [asdict(each) for found in rounds.values() for each in found]
-        options.json.write_text(json.dumps({"writes": figures, "start": started}, indent=2) + "\n")
+        options.json.write_text(json.dumps(document, indent=2) + "\n")
     return 0
 
 
