@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 _NAME = r"[A-Za-z0-9_-]+"
-_TEMPORAL = r"\*\^|\*~\d*|~~\d+|\^\^\d+"
+_TEMPORAL = r"\*\^|\*~[0-9]*|~~[0-9]+|\^\^[0-9]+"
 _ADDRESS = re.compile(
     rf"ucxl://(?P<agent>{_NAME}):(?P<role>{_NAME})@(?P<project>{_NAME}):(?P<task>{_NAME})"
     rf"/(?P<temporal>{_TEMPORAL})(?:/(?P<path>[A-Za-z0-9_\-/.]*))?"

@@ -44,6 +44,7 @@ class MemberRecord:
         addrs: multiaddrs it can be dialled at, without `/p2p/…`.
         left: it said goodbye.
         started_at_ns: wall time of its start, nanoseconds since 1970.
+        current_team: the council or team that its agent works in; empty: none, or an older version that says nothing.
         signed: the SignedRecord bytes as the owner made them; what is passed on.
     """
 
@@ -62,6 +63,7 @@ class MemberRecord:
     version: str = ""
     left: bool = False
     started_at_ns: int = 0
+    current_team: str = ""
     signed: bytes = b""
 
 

@@ -18,6 +18,8 @@ from p2pnode.errors import Fault
 
 OPPORTUNITY_TOPIC = "councils.forming"
 MAX_ROLES = 64
+MAX_NAME = 256
+"""Characters."""
 
 
 def _not_blank(text: str) -> str:
@@ -32,7 +34,18 @@ def _ucxl(text: str) -> str:
     return text
 
 
-Name = Annotated[str, Field(max_length=256), AfterValidator(_not_blank)]
+def time_text(value: object) -> object:
+    """What a time may be before it is parsed.
+
+    Raises:
+        ValueError: it is neither null nor text; pydantic would read "1700000000" as seconds since 1970.
+    """
+    if value is not None and not (isinstance(value, str) and value[4:5] == "-"):
+        raise ValueError("must be an RFC 3339 time in a string, like 2026-11-23T09:00:00Z")
+    return value
+
+
+Name = Annotated[str, Field(max_length=MAX_NAME), AfterValidator(_not_blank)]
 
 
 class CouncilRole(BaseModel):
@@ -84,10 +97,7 @@ class CouncilOpportunity(BaseModel):
     @field_validator("formation_deadline", "created_at", mode="before")
     @classmethod
     def _times_are_text(cls, value: object) -> object:
-        # pydantic would read "1700000000" as seconds since 1970.
-        if value is not None and not (isinstance(value, str) and value[4:5] == "-"):
-            raise ValueError("must be an RFC 3339 time in a string, like 2026-11-23T09:00:00Z")
-        return value
+        return time_text(value)
 
     @field_validator("metadata", mode="before")
     @classmethod
@@ -107,12 +117,35 @@ class CouncilOpportunity(BaseModel):
 def check_opportunity(document: Mapping[str, object]) -> CouncilOpportunity | list[Fault]:
     """The opportunity in a JSON object, or every fault in it."""
     try:
-        return CouncilOpportunity.model_validate(document)
+        opportunity = CouncilOpportunity.model_validate(document)
+        opportunity.model_dump_json()
     except ValidationError as error:
-        return [
-            Fault(_path(fault["loc"]), _problem(fault["type"], fault["msg"]))
-            for fault in error.errors(include_url=False, include_context=False, include_input=False)
-        ]
+        return faults_of(error)
+    except ValueError as error:
+        return [Fault("metadata", f"cannot be written as JSON again: {error}")]
+    return opportunity
+
+
+def repeated_roles(opportunity: CouncilOpportunity) -> list[Fault]:
+    """Faults of what we publish ourselves; others' repeated names are numbered (`council.open_seats`)."""
+    seen: dict[str, str] = {}
+    faults = []
+    for field, roles in (("core_roles", opportunity.core_roles), ("optional_roles", opportunity.optional_roles)):
+        for index, role in enumerate(roles):
+            where = f"{field}[{index}]"
+            if role.role_name in seen:
+                problem = f"{role.role_name!r} is {seen[role.role_name]} already; name it apart, such as "
+                faults.append(Fault(f"{where}.role_name", f"{problem}{role.role_name + '-2'!r}"))
+            seen.setdefault(role.role_name, where)
+    return faults
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """What pydantic found, as our callers are told."""
+    return [
+        Fault(_path(fault["loc"]), _problem(fault["type"], fault["msg"]))
+        for fault in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

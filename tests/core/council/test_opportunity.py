@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.core.council import CouncilOpportunity, check_opportunity
+from p2pnode.core.council.opportunity import CouncilOpportunity, check_opportunity
 from p2pnode.core.metadata import MAX_TIME_NS
 from p2pnode.core.ucxl import parse_ucxl
 from tests.properties import some
 
-EXAMPLES = Path(__file__).parents[1] / "samples"
+EXAMPLES = Path(__file__).parents[2] / "samples"
 OPPORTUNITY: dict[str, Any] = {
     "council_id": "5b0c7a52-6d0e-4a43-9a68-0d1c3f6f2e11",
     "project_name": "Test Discovery",

@@ -1,0 +1,1 @@
+"""Councils: an opportunity, claims for its roles, and who holds which (pure)."""
