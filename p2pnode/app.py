@@ -24,7 +24,8 @@ from p2pnode.config.checks import check_network_key
 from p2pnode.core.gossipsub.params import Params
 from p2pnode.core.gossipsub.params_score import ScoreParams
 from p2pnode.core.links import LinkSettings
-from p2pnode.core.membership.record import MAX_INCARNATION, MemberRecord
+from p2pnode.core.membership.record import MemberRecord
+from p2pnode.core.peerid import PeerId
 from p2pnode.discovery.choosing import choose_sources, plain_addresses
 from p2pnode.discovery.mdns import network_fingerprint
 from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig, InvalidMessage, P2PNodeError
@@ -33,6 +34,7 @@ from p2pnode.host.opening import open_host
 from p2pnode.identity import Identity, open_identity, verifier_for
 from p2pnode.local.address import ApiListener, UnixAddress, parse_api_address
 from p2pnode.logs import configure_logging
+from p2pnode.node.councils import CouncilSettings
 from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.gossip import RoutedGossip
@@ -44,7 +46,7 @@ from p2pnode.store.database import DATABASE_NAME
 from p2pnode.store.lock import locked_data_dir
 from p2pnode.store.messages import open_messages
 from p2pnode.store.peers import PeersFile
-from p2pnode.wire.members import MAX_ADDRS, sign_record
+from p2pnode.wire.members import check_room
 from p2pnode.wire.payload import format_time
 from p2pnode.wire.pubsub import message_verify
 
@@ -188,6 +190,12 @@ class _Sidecar:
                         received=settings.messages.received_durability == "full",
                     ),
                     webhook=_webhook(settings),
+                    councils=CouncilSettings(
+                        settings.councils.takeover,
+                        settings.councils.formation_seconds,
+                        settings.agent.auto_claim,
+                        frozenset(PeerId(each) for each in settings.trust.orchestrators),
+                    ),
                 ),
                 Keys(identity.peer_id_bytes, identity.sign, _verify_record, verify_message),
                 host,
@@ -317,16 +325,7 @@ def _own_record(settings: Settings, identity: Identity, name: str) -> MemberReco
         version=__version__,
     )
     try:
-        # As large as it can become: with many and long addresses, and with the largest numbers.
-        largest = replace(
-            record,
-            addrs=("x" * 64,) * MAX_ADDRS,
-            incarnation=MAX_INCARNATION,
-            tasks_completed=MAX_INCARNATION,
-            started_at_ns=2**63 - 1,
-            left=True,
-        )
-        sign_record(largest, identity.sign)
+        check_room(record, identity.sign)
     except InvalidMessage as error:
         raise InvalidConfig(
             "the member record is larger than other nodes accept",

@@ -8,7 +8,7 @@ what to do; `exit_code` is what a command ends with.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -78,6 +78,29 @@ class InvalidConfig(InvalidRequest):
 
 class NotFound(CallerError):
     """What the request names is not there (HTTP 404)."""
+
+    exit_code = 1
+
+
+class Conflict(CallerError):
+    """It contradicts what is already so: a role that somebody holds, a council that has ended (HTTP 409).
+
+    Args:
+        detail: what stands in the way, by name.
+        reason: a short fixed word (`filled`, `ended`, `exists`).
+        facts: what stands in the way, for programs; members of the problem document.
+    """
+
+    exit_code = 1
+
+    def __init__(self, detail: str, *, reason: str, facts: Mapping[str, object] | None = None, hint: str = "") -> None:
+        super().__init__(detail, hint=hint)
+        self.reason = reason
+        self.facts = dict(facts or {})
+
+
+class Forbidden(CallerError):
+    """It is not this node's or agent's to do (HTTP 403)."""
 
     exit_code = 1
 

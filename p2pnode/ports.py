@@ -771,6 +771,99 @@ class Sidecar(Protocol):
     def bootstrap_peers(self) -> list[str]:
         """Multiaddrs another node can join by: our own first."""
 
+    async def create_council(self, document: Mapping[str, object], *, idempotency_key: str | None) -> JsonObject:
+        """Announce a council; this node decides its claims. What is left out is filled in: `council_id`, `created_at`,
+        `formation_deadline`. The council document, with the message id as `id`, and `"duplicate": true` when the key
+        or the same `council_id` with the same content was used before.
+
+        Raises:
+            InvalidRequest: what is wrong with the opportunity, field by field.
+            Conflict: reason `exists`: another council has that id.
+            Forbidden: this node is none of `trust.orchestrators`.
+            TooBusy, Unavailable, EnvironmentFault: as `publish`.
+        """
+
+    def councils(self, *, status: str | None) -> list[JsonObject]:
+        """Council documents, the newest first: `council_id`, `project_name`, `repository`, `project_brief`,
+        `ucxl_address`, `formation_deadline`, `created_at`, `metadata`, `status`, `message`, `term`, `n`, `owner`
+        (peer id), `owner_name`, `updated_at`, `roles` (`role_name`, `required`, `required_skills`, `description`,
+        `state`: `open`, `assigned` or `accepted`, `agent_id`, `agent_name`, `peer_id`, `name` (of the node), `term`,
+        `n`, `claims`: how many want it), `missing` (core roles that are not accepted yet), `mine` (roles that this
+        node's agent holds), `reports` (`peer_id`, `name`, `agent_id`, `role_name`, `status`, `message`, `at`).
+
+        Args:
+            status: only those; None for all.
+
+        Raises:
+            InvalidRequest: no such status.
+        """
+
+    def council(self, council_id: str) -> JsonObject:
+        """One council document, with `claims` (`role_name`, `agent_id`, `agent_name`, `peer_id`, `name`,
+        `capabilities`, `fit`, `running_roles`, `confidence`, `claimed_at`), those first that would get the role.
+
+        Raises:
+            NotFound: no such council here.
+            InvalidRequest: no council id.
+        """
+
+    async def claim_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        """Claim a role for this node's agent: `role_name`, optional `agent_id`, `agent_name`, `capabilities` (those of
+        the agent when left out), `confidence`, `claimed_at`. `id`, `council_id`, `role_name`, `agent_id`.
+
+        Raises:
+            NotFound: no such council, or it has no such role.
+            InvalidRequest: what is wrong with the claim, field by field.
+            Conflict: reason `filled`: somebody holds it (`facts`: `agent_id`, `peer_id`, `term`, `n`); `ended`.
+            TooBusy, Unavailable, EnvironmentFault: as `publish`.
+        """
+
+    async def release_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        """Give back a role that this node's agent holds, or take back a claim: `role_name`, optional `agent_id`,
+        `reason`. Answers as `claim_role`.
+
+        Raises:
+            NotFound: no such council or role, or neither held nor claimed by the agent.
+            InvalidRequest, TooBusy, Unavailable, EnvironmentFault: as `claim_role`.
+        """
+
+    async def report_status(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        """Say where a council stands: `status`, optional `message`, `role_name`, `agent_id`. An orchestrator's word
+        ends the council (`completed`, `failed`, `cancelled`); who holds a role reports on it, with its fencing number
+        `term` and `n` if it gives them. `id`, `council_id`, `status`.
+
+        Raises:
+            NotFound, InvalidRequest: as `claim_role`.
+            Conflict: reason `ended`, `transition`: not from where it stands; `stale`: the fencing number is not, or no
+                longer, that of a role the agent holds.
+            Forbidden: neither an orchestrator nor a holder of a role there.
+            TooBusy, Unavailable, EnvironmentFault: as `publish`.
+        """
+
+    def watch_councils(self, council_id: str | None) -> AbstractAsyncContextManager[AsyncIterator[JsonObject]]:
+        """Council documents as they change, beginning with those that are: of one council, or of all. A slow reader
+        gets the newest state of each and not every step. Ends when the node shuts down.
+
+        Raises:
+            NotFound: no such council here.
+        """
+
+    def agent(self) -> JsonObject:
+        """What is said of this node's agent: `agent_id`, `name`, `status`, `capabilities`, `model`, `endpoint`,
+        `cluster_id`, `current_team`, `tasks_completed`, `p2p_addr`, `last_seen`, `peer_id`, `backbeat` (its last
+        StatusClaim, or null)."""
+
+    def agents(self, *, capability: str | None, model: str | None, status: str | None) -> list[JsonObject]:
+        """The agents of live members, as `agent`; only those that match. By name, then peer id."""
+
+    async def update_agent(self, changes: Mapping[str, object]) -> JsonObject:
+        """Change what is said of this node's agent: `status`, `capabilities`, `model`, `endpoint`, `current_team`,
+        `tasks_completed`; all members hear of it. The agent's document.
+
+        Raises:
+            InvalidRequest: unknown or wrong fields, each named; or more than a member record holds.
+        """
+
     def metrics(self) -> Mapping[str, float]:
         """Counters and gauges by Prometheus name, labels in braces: `p2pnode_links`,
         `p2pnode_messages_total{topic="…",verdict="…"}`. Names ending in `_total` are counters."""

@@ -8,6 +8,7 @@ from p2pnode.config.render import Row, reference_tables, render_settings, settin
 from p2pnode.config.settings import (
     AgentSettings,
     ApiSettings,
+    CouncilSettings,
     GossipSettings,
     LogSettings,
     MessagesSettings,
@@ -24,6 +25,7 @@ __all__ = [
     "FLAGS",
     "AgentSettings",
     "ApiSettings",
+    "CouncilSettings",
     "GossipSettings",
     "Loaded",
     "LogSettings",

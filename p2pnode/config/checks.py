@@ -61,6 +61,16 @@ class Between:
         return number
 
 
+def check_switch(value: object) -> bool:
+    """True or false: a boolean in TOML, a word in the environment."""
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError(f"must be true or false (in the environment also 1 or 0), not {value!r:.80}")
+
+
 def check_name(value: str) -> str:
     # It names files in the runtime directory, a Unix socket among them, whose path has 107 bytes in all.
     if "/" in value or value.startswith(".") or len(value.encode(errors="replace")) > 64:

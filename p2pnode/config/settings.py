@@ -26,6 +26,7 @@ from p2pnode.config.checks import (
     check_path_or_none,
     check_peer_id,
     check_service,
+    check_switch,
     check_text,
     check_topic,
     check_webhook,
@@ -40,6 +41,7 @@ Stack = Literal["fused", "library"]
 DiscoveryMode = Literal["auto", "docker-swarm", "dns", "mdns", "static"]
 Switch = Literal["auto", "on", "off"]
 Durability = Literal["full", "normal"]
+Takeover = Literal["majority", "any", "off"]
 
 
 def _about(description: str, *, unit: str = "", shown: str = "", secret: bool = False) -> dict[str, str]:
@@ -61,6 +63,7 @@ AllowedHost = Annotated[str, Check(check_allowed_host)]
 Cidr = Annotated[str, Check(check_cidr)]
 Service = Annotated[str, Check(check_service)]
 Port = Annotated[int, Between(1, 65535)]
+YesNo = Annotated[bool, Check(check_switch, before=True)]
 FilePath = Annotated[Path, Check(check_path, before=True)]
 
 
@@ -406,6 +409,35 @@ class AgentSettings:
             unit="seconds",
         ),
     )
+    auto_claim: YesNo = field(
+        default=False,
+        metadata=_about(
+            "`true`: the sidecar claims council roles that fit `capabilities`, for an agent that does not claim by "
+            "itself. `false`: only the agent claims."
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CouncilSettings:
+    """How councils form, and live on when their owner is gone. `takeover` matters to role `whoosh` only."""
+
+    takeover: Takeover = field(
+        default="majority",
+        metadata=_about(
+            "When a council's owner is dead, another WHOOSH takes it over: `majority`, if it sees more than half of "
+            "the members that were alive at its creation, so that at most one side of a cut does; `any`: whatever it "
+            "sees; `off`: never."
+        ),
+    )
+    formation_seconds: Annotated[float, Between(1, 7 * 86400)] = field(
+        default=600.0,
+        metadata=_about(
+            "How long a council may take to form when its request names no `formation_deadline`: ten times what is "
+            "promised for 34 agents. After it the council is expired.",
+            unit="seconds",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +454,7 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     messages: MessagesSettings = field(default_factory=MessagesSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
+    councils: CouncilSettings = field(default_factory=CouncilSettings)
 
 
 @dataclass(frozen=True, slots=True)

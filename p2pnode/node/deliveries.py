@@ -19,6 +19,7 @@ from p2pnode.node.documents import message_document
 from p2pnode.node.ledger import Account, Ledger, Write
 from p2pnode.node.stored import Archive
 from p2pnode.node.streams import Stream
+from p2pnode.node.trust import Trust
 from p2pnode.node.webhook import Webhook
 from p2pnode.ports import DeadLetter, Entry, Followed, JsonObject, Subscription
 from p2pnode.wire.payload import format_time
@@ -61,6 +62,7 @@ class Deliveries:
         stopping: set when the node goes away; streams hand over what is stored, and end.
         wall_ns: the wall clock.
         rng: for the jitter of retries.
+        trust: what the agent gets of what is stored; None: all of it.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Deliveries:
         stopping: trio.Event,
         wall_ns: Callable[[], int],
         rng: Random,
+        trust: Trust | None = None,
     ) -> None:
         self._archive = archive
+        self._trust = trust or Trust()
         self._settings = webhook
         self._name_of = name_of
         self._stopping = stopping
@@ -119,6 +123,7 @@ class Deliveries:
             self._ledger,
             self._archive,
             self._document,
+            self._trust,
             attempts=settings.attempts,
             wall_ns=self._wall_ns,
             rng=self._rng,
@@ -143,6 +148,7 @@ class Deliveries:
                 self._ledger,
                 self._archive,
                 self._document,
+                self._trust,
                 stopping=self._stopping,
                 wall_ns=self._wall_ns,
             )

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from p2pnode.core.council import OPPORTUNITY_TOPIC, check_opportunity
+from p2pnode.core.council.opportunity import OPPORTUNITY_TOPIC, check_opportunity
 from p2pnode.core.message import Accept, Ignore, SignedMessage, Verdict, Verify, format_message_id
 from p2pnode.core.metadata import FUTURE_ALLOWANCE_SECONDS, RELAY_AGE_SECONDS, Payload
 from p2pnode.core.peerid import PeerId, peer_id_text

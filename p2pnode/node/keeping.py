@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -21,6 +21,7 @@ from p2pnode.node.held import HeldNotices
 from p2pnode.node.metrics import sync_metrics
 from p2pnode.node.outbox import Announcer
 from p2pnode.node.sync import Sync
+from p2pnode.node.trust import Trust
 from p2pnode.ports import Change, Contents, Entry, Gossip, Host, Link, MessageStore
 from p2pnode.wire.members import MEMBERS_TOPIC
 
@@ -37,6 +38,7 @@ class Tools:
         name_of: the name of a member, None for a stranger.
         take: checks and stores what a neighbour brought by synchronisation; why it did not, None when it did.
         stopping: set when the node goes away.
+        trust: what the agent gets of what is stored.
     """
 
     origin: bytes
@@ -46,6 +48,7 @@ class Tools:
     stopping: trio.Event
     wall_ns: Callable[[], int]
     rng: Random
+    trust: Trust = field(default_factory=Trust)
 
 
 class Keeping:
@@ -87,6 +90,7 @@ class Keeping:
             stopping=tools.stopping,
             wall_ns=tools.wall_ns,
             rng=tools.rng,
+            trust=tools.trust,
         )
         archive.on_stored.append(self._stored)
         archive.on_dropped.append(self.outbox.dropped)

@@ -42,7 +42,7 @@ class Account:
         retries: those of them that are to be tried again, and were not taken up yet.
         results: how often each thing happened: `delivered`, `retried` (a failed attempt, or sent again unacknowledged),
             `dropped` (refused for good), `dead` (given up), `nacked`, `expired`, `gone` (no longer stored),
-            `forgotten` (a dead letter too many).
+            `untrusted` (see `node.trust`), `forgotten` (a dead letter too many).
         seconds: from stored to handled, the sum over `results["delivered"]`.
         last_error: what went wrong last, and when (wall time).
     """

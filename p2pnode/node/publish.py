@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import trio
 
-from p2pnode.core.council import OPPORTUNITY_TOPIC, CouncilOpportunity, check_opportunity
+from p2pnode.core.backbeat import BACKBEAT_TOPIC, check_status_claim
+from p2pnode.core.council.opportunity import OPPORTUNITY_TOPIC, CouncilOpportunity, check_opportunity, repeated_roles
 from p2pnode.core.message import MAX_PAYLOAD_BYTES, SEQNO_BYTES, SignedMessage, Topic, format_message_id, parse_topic
 from p2pnode.core.metadata import MAX_HEADERS, MAX_HEADERS_BYTES, Metadata
 from p2pnode.errors import (
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 MAX_KEY_CHARACTERS = 256
 RESERVED_PREFIX = "p2pnode."
+_KINDS = {OPPORTUNITY_TOPIC: "council opportunity", BACKBEAT_TOPIC: "BACKBEAT status claim"}
 JSON_TOPICS = ("councils.", "backbeat.status")
 
 
@@ -103,9 +105,20 @@ class Publisher:
         self.refused: Counter[str] = Counter()
 
     async def publish(
-        self, topic: str, body: bytes, *, content_type: str, headers: Mapping[str, str], idempotency_key: str | None
+        self,
+        topic: str,
+        body: bytes,
+        *,
+        content_type: str,
+        headers: Mapping[str, str],
+        idempotency_key: str | None,
+        metered: bool = True,
     ) -> Published:
-        """See `ports.Sidecar.publish`."""
+        """See `ports.Sidecar.publish`.
+
+        Args:
+            metered: counts against the agent's rate; False for what the node says by itself.
+        """
         try:
             draft = _check(topic, body, content_type, headers, idempotency_key, self._wall_ns())
         except (InvalidRequest, PayloadTooLarge):
@@ -117,7 +130,7 @@ class Publisher:
                 first, storing = known
                 message = None
             else:
-                message, first, storing = await self._begin(draft, idempotency_key, digest)
+                message, first, storing = await self._begin(draft, idempotency_key, digest, metered)
                 before, self._last_sent = self._last_sent, trio.Event()
                 sent = self._last_sent
         try:
@@ -164,9 +177,11 @@ class Publisher:
             )
         return found
 
-    async def _begin(self, draft: _Draft, key: str | None, digest: bytes) -> tuple[SignedMessage, Published, Storing]:
+    async def _begin(
+        self, draft: _Draft, key: str | None, digest: bytes, metered: bool
+    ) -> tuple[SignedMessage, Published, Storing]:
         """Number, sign, and have it stored; our turn in the order of the topic ends here, not at the disk."""
-        self._admit(draft.topic)
+        self._admit(draft.topic, metered)
         now = self._wall_ns()  # before the number, which must not be lower
         seqno = await self._seqnos.take()
         self._reach(draft.topic)  # once more: storing the ceiling takes its time
@@ -203,9 +218,9 @@ class Publisher:
                 },
             )
 
-    def _admit(self, topic: str) -> None:
+    def _admit(self, topic: str, metered: bool) -> None:
         self._reach(topic)
-        if wait := self._bucket.take(trio.current_time()):
+        if metered and (wait := self._bucket.take(trio.current_time())):
             self.refused["rate"] += 1
             raise TooBusy(
                 "more messages than this node may publish (gossip.publish_per_second and gossip.publish_burst)",
@@ -280,10 +295,13 @@ def _check(
                 faults.extend(checked)
             else:
                 opportunity = checked
+                faults.extend(repeated_roles(checked))
                 if opportunity.expires_at_ns and opportunity.expires_at_ns <= now_ns:
                     faults.append(Fault("formation_deadline", "lies in the past; nobody would act on it"))
+        elif topic == BACKBEAT_TOPIC and isinstance(checked_claim := check_status_claim(document), list):
+            faults.extend(checked_claim)
     if faults:
-        what = "council opportunity" if topic == OPPORTUNITY_TOPIC else "message"
+        what = _KINDS.get(topic, "message")
         raise InvalidRequest(f"the {what} cannot be published", faults)
     return _Draft(name, body, content_type, dict(headers), document, opportunity)
 

@@ -11,6 +11,7 @@ from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.errors import Fault, InvalidMessage, InvalidRequest
 from p2pnode.node.archive import Archive
 from p2pnode.node.documents import message_document
+from p2pnode.node.trust import Trust
 from p2pnode.ports import Entry, Followed, JsonObject
 
 READ_BATCH = 100
@@ -22,17 +23,31 @@ class Reader:
     Args:
         name_of: the name of a member, None for a stranger.
         stopping: set when the node goes away; followers get what is stored, and end.
+        trust: what followers get of what is stored; None: all of it. A page has all, marked with `"trusted": false`
+            where followers get nothing.
     """
 
-    def __init__(self, archive: Archive, name_of: Callable[[PeerId], str | None], stopping: trio.Event) -> None:
+    def __init__(
+        self,
+        archive: Archive,
+        name_of: Callable[[PeerId], str | None],
+        stopping: trio.Event,
+        trust: Trust | None = None,
+    ) -> None:
         self._archive = archive
         self._name_of = name_of
         self._stopping = stopping
+        self._trust = trust or Trust()
 
     async def page(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
         """See `ports.Sidecar.messages`."""
         arrival = self.position(topic, after if after is not None else "start")
-        return [self.document(*found) for found in await self._archive.page([topic], arrival, limit)]
+        return [
+            self.document(entry, message)
+            if self._trust.is_trusted(message)
+            else {**self.document(entry, message), "trusted": False}
+            for entry, message in await self._archive.page([topic], arrival, limit)
+        ]
 
     def position(self, topic: str, start: str) -> int:
         """The arrival that reading from `start`, `now` or a message id begins after.
@@ -70,7 +85,8 @@ class Reader:
             batch = await self._archive.page([topic], arrival, READ_BATCH)
             for entry, message in batch:
                 arrival = entry.arrival
-                yield Followed(document=self.document(entry, message))
+                if self._trust.hands_over(message):
+                    yield Followed(document=self.document(entry, message))
             if batch:
                 continue
             if self._stopping.is_set():

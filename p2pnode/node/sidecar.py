@@ -13,6 +13,7 @@ from random import Random
 
 import trio
 
+from p2pnode.core.backbeat import BACKBEAT_TOPIC
 from p2pnode.core.links import LinkSettings
 from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import (
@@ -24,8 +25,13 @@ from p2pnode.core.message import (
 )
 from p2pnode.core.peerid import PeerId
 from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.node.agents import Agents
 from p2pnode.node.archive import MAX_TOPICS, Archive
 from p2pnode.node.checkup import Checkup
+from p2pnode.node.council_metrics import CouncilMetrics
+from p2pnode.node.council_requests import CouncilRequests
+from p2pnode.node.councils import CouncilKeeper, CouncilSettings
+from p2pnode.node.councils import Tools as CouncilTools
 from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import Chosen, Finder
@@ -40,6 +46,7 @@ from p2pnode.node.reach import Reach
 from p2pnode.node.reader import Reader
 from p2pnode.node.seqno import SeqnoSource
 from p2pnode.node.storing import Durability, Retention
+from p2pnode.node.trust import Trust
 from p2pnode.node.view import View
 from p2pnode.node.vitals import DiskCheck
 from p2pnode.ports import (
@@ -82,6 +89,7 @@ class NodeSettings:
         retention: how much is stored.
         durability: what a power cut may take.
         webhook: where the agent takes messages; None: nowhere.
+        councils: whose word counts, and what this node does about them.
     """
 
     record: MemberRecord
@@ -95,6 +103,7 @@ class NodeSettings:
     retention: Retention
     durability: Durability
     webhook: WebhookSettings | None
+    councils: CouncilSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +198,8 @@ class Node:
         self._rng = rng
         self._stopping = trio.Event()
         self._followers = 0
-        self._reader = Reader(self._archive, self._name_of, self._stopping)
+        self._trust = Trust(settings.councils.orchestrators)
+        self._reader = Reader(self._archive, self._name_of, self._stopping, self._trust)
         self._reach = Reach(host, self._is_member, self._name_of, wall_ns=wall_ns, rng=rng)
         self._checkup = Checkup(
             host,
@@ -220,6 +230,32 @@ class Node:
             api_addresses=api_addresses,
         )
 
+        self._agents = Agents(self.members, host.links, keys.sign, wall_ns)
+        self._council_metrics = CouncilMetrics()
+        self._council_keeper = CouncilKeeper(
+            self._archive,
+            self.members,
+            settings.councils,
+            CouncilTools(
+                host.peer_id,
+                self._say,
+                wall_ns,
+                rng,
+                self._stopping,
+                listeners=(self._agents.take,),
+                topics=(BACKBEAT_TOPIC,),
+                metrics=self._council_metrics,
+            ),
+        )
+        self._councils = CouncilRequests(
+            self._council_keeper,
+            self._ask,
+            host.peer_id,
+            settings.record.role,
+            lambda: self.members.own,
+            wall_ns,
+        )
+
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
         self._keeping = Keeping(
@@ -236,6 +272,7 @@ class Node:
                 self._stopping,
                 self._wall_ns,
                 self._rng,
+                self._trust,
             ),
         )
         self._publisher = Publisher(
@@ -281,6 +318,7 @@ class Node:
             await self.gossip.subscribe(topic)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._archive.run)
+            nursery.start_soon(self._council_keeper.run)
             nursery.start_soon(self.keeping.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
@@ -369,6 +407,7 @@ class Node:
 
     def _members_changed(self) -> None:
         self._dialer.wake()
+        self._council_keeper.members_changed()
         if self._gossip is not None:
             self._gossip.fleet_size(len(self.members.alive()))
 
@@ -444,6 +483,48 @@ class Node:
         return await self.publisher.publish(
             topic, body, content_type=content_type, headers=headers, idempotency_key=idempotency_key
         )
+
+    async def _say(self, topic: str, body: bytes) -> Published:
+        """What the node says of councils by itself."""
+        return await self.publisher.publish(
+            topic, body, content_type="application/json", headers={}, idempotency_key=None, metered=False
+        )
+
+    async def _ask(self, topic: str, body: bytes) -> Published:
+        """What the agent has said of councils."""
+        return await self.publish(topic, body, content_type="application/json", headers={}, idempotency_key=None)
+
+    async def create_council(self, document: Mapping[str, object], *, idempotency_key: str | None) -> JsonObject:
+        return await self._councils.create(document, idempotency_key)
+
+    def councils(self, *, status: str | None) -> list[JsonObject]:
+        return self._councils.councils(status)
+
+    def council(self, council_id: str) -> JsonObject:
+        return self._councils.council(council_id)
+
+    async def claim_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        return await self._councils.claim(council_id, document)
+
+    async def release_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        return await self._councils.release(council_id, document)
+
+    async def report_status(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        return await self._councils.report(council_id, document)
+
+    @asynccontextmanager
+    async def watch_councils(self, council_id: str | None) -> AsyncIterator[AsyncIterator[JsonObject]]:
+        async with self._councils.watch(council_id) as steps:
+            yield steps
+
+    def agent(self) -> JsonObject:
+        return self._agents.agent()
+
+    def agents(self, *, capability: str | None, model: str | None, status: str | None) -> list[JsonObject]:
+        return self._agents.agents(capability=capability, model=model, status=status)
+
+    async def update_agent(self, changes: Mapping[str, object]) -> JsonObject:
+        return await self._agents.update(changes)
 
     async def messages(self, topic: str, *, after: str | None, limit: int) -> list[JsonObject]:
         return await self._reader.page(topic, after=after, limit=limit)
@@ -530,7 +611,9 @@ class Node:
         gossip = gossip_metrics(self._gossip, self._inbound, self.publisher) if self._gossip is not None else {}
         discovery = discovery_metrics(self._finder, self._dialer)
         kept = {**archive_metrics(self._archive), **(self._keeping.metrics() if self._keeping is not None else {})}
-        return {**own, **kept, **member_metrics(self.members), **discovery, **gossip}
+        councils = {**self._council_keeper.metrics(), **self._council_metrics.metrics()}
+        councils |= {**self._agents.metrics(), **self._trust.metrics()}
+        return {**own, **kept, **member_metrics(self.members), **discovery, **gossip, **councils}
 
     # -- helpers -----------------------------------------------------------------------
 

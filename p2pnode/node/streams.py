@@ -11,6 +11,7 @@ from p2pnode.core.message import MessageId, SignedMessage
 from p2pnode.core.unacked import Unacked
 from p2pnode.node.ledger import Account, Ledger
 from p2pnode.node.stored import Archive
+from p2pnode.node.trust import Trust
 from p2pnode.ports import Entry, Followed, JsonObject
 from p2pnode.wire.pubsub import decode_message
 
@@ -29,6 +30,7 @@ class Stream:
     Args:
         account: the subscription.
         document: a message document.
+        trust: what of it the agent gets.
         stopping: set when the node goes away.
         wall_ns: the wall clock, for expiry.
     """
@@ -39,6 +41,7 @@ class Stream:
         ledger: Ledger,
         archive: Archive,
         document: Callable[[Entry, SignedMessage], JsonObject],
+        trust: Trust,
         *,
         stopping: trio.Event,
         wall_ns: Callable[[], int],
@@ -47,6 +50,7 @@ class Stream:
         self._ledger = ledger
         self._archive = archive
         self._document = document
+        self._trust = trust
         self._stopping = stopping
         self._wall_ns = wall_ns
         self._unacked = Unacked(account.cursor)
@@ -166,8 +170,9 @@ class Stream:
             self._unacked.pass_over(entry.arrival)
             self._ledger.advance(self._account, self._unacked.cursor)
             return None
-        if 0 < entry.expires_at_ns <= self._wall_ns():
-            self._account.results["expired"] += 1
+        expired = self._is_expired(entry)
+        if expired or not self._trust.hands_over(message):
+            self._account.results["expired" if expired else "untrusted"] += 1
             self._unacked.pass_over(entry.arrival)
             self._ledger.advance(self._account, self._unacked.cursor)
             return None
@@ -193,16 +198,21 @@ class Stream:
 
     async def _from_store(self, entry: Entry) -> Followed | None:
         """A message in flight, from the store; None when it is not to be sent any more."""
-        why = "expired" if 0 < entry.expires_at_ns <= self._wall_ns() else "gone"
-        raw = None if why == "expired" else (await self._archive.bytes_of((entry.id,))).get(entry.id)
+        expired = self._is_expired(entry)
+        raw = None if expired else (await self._archive.bytes_of((entry.id,))).get(entry.id)
         if entry.arrival not in self._unacked:
             return None  # acknowledged while it was read
-        if raw is not None:
-            return Followed(document=self._document(entry, decode_message(raw)))
+        message = decode_message(raw) if raw is not None else None
+        if message is not None and self._trust.hands_over(message):
+            return Followed(document=self._document(entry, message))
+        why = "expired" if expired else "gone" if message is None else "untrusted"
         self._account.results[why] += 1
         self._ledger.exhume(self._account, entry.arrival)
         self.forget(entry.arrival)
         return Followed(lost=1) if why == "gone" else None
+
+    def _is_expired(self, entry: Entry) -> bool:
+        return 0 < entry.expires_at_ns <= self._wall_ns()
 
     async def _wait(self) -> None:
         """Until there may be a next step."""

@@ -16,6 +16,7 @@ from p2pnode.logs import Throttled
 from p2pnode.node.agent_http import Failed, Outcome, Post, Refused, Taken
 from p2pnode.node.ledger import Account, Ledger
 from p2pnode.node.stored import Archive
+from p2pnode.node.trust import Trust
 from p2pnode.ports import Entry, JsonObject
 from p2pnode.wire.json_text import encode_message
 from p2pnode.wire.pubsub import decode_message
@@ -44,6 +45,7 @@ class Webhook:
     Args:
         account: the subscription.
         document: a message document.
+        trust: what of it the agent gets.
         attempts: after so many a message becomes a dead letter.
         wall_ns: the wall clock, for expiry.
     """
@@ -54,6 +56,7 @@ class Webhook:
         ledger: Ledger,
         archive: Archive,
         document: Callable[[Entry, SignedMessage], JsonObject],
+        trust: Trust,
         *,
         attempts: int,
         wall_ns: Callable[[], int],
@@ -63,6 +66,7 @@ class Webhook:
         self._ledger = ledger
         self._archive = archive
         self._document = document
+        self._trust = trust
         self._wall_ns = wall_ns
         self._courier = Courier(account.cursor, attempts=attempts, rng=rng)
         self._held: dict[int, _Held] = {}
@@ -202,6 +206,8 @@ class Webhook:
             message = held.message or await self._read(held.entry)
             if message is None:
                 return self._skip(held.entry, "gone")
+            if not self._trust.hands_over(message):
+                return self._skip(held.entry, "untrusted")
             outcome = await post(encode_message(self._document(held.entry, message)), self._headers(held.entry))
         except EnvironmentFault as error:
             outcome = Failed(f"the store cannot be read: {error.detail}", down=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from p2pnode.core.membership.record import Accusation, MemberRecord
+from p2pnode.core.membership.record import MAX_INCARNATION, Accusation, MemberRecord
 from p2pnode.core.peerid import is_peer_id, peer_id_bytes, peer_id_text
 from p2pnode.errors import InvalidMessage
 from p2pnode.wire.pb.p2pnode.v1 import member_pb2
@@ -56,11 +57,29 @@ def sign_record(record: MemberRecord, sign: Callable[[bytes], bytes], key: bytes
         version=record.version,
         left=record.left,
         started_at_ns=record.started_at_ns,
+        current_team=record.current_team,
     ).SerializeToString(deterministic=True)
     signed = member_pb2.SignedRecord(record=body, signature=sign(SIGNING_PREFIX + body), key=key)
     encoded = signed.SerializeToString(deterministic=True)
     _decode(encoded)
     return encoded
+
+
+def check_room(record: MemberRecord, sign: Callable[[bytes], bytes]) -> None:
+    """Will others take the record however it grows by itself: with many long addresses and the largest numbers?
+
+    Raises:
+        InvalidMessage: they will not; reason `oversize` or `record`.
+    """
+    largest = dataclasses.replace(
+        record,
+        addrs=("x" * 64,) * MAX_ADDRS,
+        incarnation=MAX_INCARNATION,
+        tasks_completed=MAX_INCARNATION,
+        started_at_ns=2**63 - 1,
+        left=True,
+    )
+    sign_record(largest, sign)
 
 
 RecordVerify = Callable[[bytes, bytes, bytes, bytes], bool]
@@ -251,7 +270,10 @@ def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:
         body.ParseFromString(signed.record)
     except DecodeError as error:
         raise InvalidMessage("protobuf", f"no member record: {error}") from error
-    texts = (body.name, body.role, body.status, body.agent_id, body.model, body.endpoint, body.cluster_id, body.version)
+    texts = (
+        *(body.name, body.role, body.status, body.agent_id, body.model),
+        *(body.endpoint, body.cluster_id, body.version, body.current_team),
+    )
     if (
         not is_peer_id(body.peer_id)
         or len(body.addrs) > MAX_ADDRS
@@ -275,6 +297,7 @@ def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:
         version=body.version,
         left=body.left,
         started_at_ns=body.started_at_ns,
+        current_team=body.current_team,
         signed=encoded,
     )
     return signed, record

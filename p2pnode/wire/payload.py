@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -25,6 +26,7 @@ MEMBER = "p2pnode"
 _MAGIC = 0x316E_6E70_3270_21FF
 _MAGIC_PREFIX = b"\x09" + _MAGIC.to_bytes(8, "little")
 _RFC3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(Z|z|[+-]\d\d:\d\d)", re.ASCII)
+REMEMBERED_BYTES = 16 * 1024
 _SPACE = b" \t\r\n"
 _MAX_DEPTH = 128
 """Far below where Python's own JSON writer gives up, so that what was read can be written again."""
@@ -149,7 +151,20 @@ def encode_envelope(body: bytes, content_type: str, metadata: Metadata) -> bytes
 
 
 def decode_payload(data: bytes) -> Payload:
-    """Take a message's data apart; total: what is neither ours nor JSON is a stock peer's payload."""
+    """Take a message's data apart; total: what is neither ours nor JSON is a stock peer's payload.
+
+    A node asks several times about a message that just came, so the last small ones are remembered: nobody may change
+    the document.
+    """
+    return _decode_small(data) if len(data) <= REMEMBERED_BYTES else _decode(data)
+
+
+@lru_cache(maxsize=32)
+def _decode_small(data: bytes) -> Payload:
+    return _decode(data)
+
+
+def _decode(data: bytes) -> Payload:
     if data.startswith(_MAGIC_PREFIX):
         envelope = envelope_pb2.Envelope()
         try:

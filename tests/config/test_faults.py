@@ -258,6 +258,14 @@ def test_an_api_address_that_cannot_be_read_is_refused(faults: Faults, addr: str
         ("trust.bridges", '[""]'),
         ("trust.bridges", f'"{PEER}"'),
         ("network.key_file", '"\\u0000"'),
+        ("agent.auto_claim", "1"),
+        ("agent.auto_claim", '"yes"'),
+        ("agent.auto_claim", "[true]"),
+        ("councils.takeover", "true"),
+        ("councils.takeover", '"most"'),
+        ("councils.formation_seconds", "0.5"),
+        ("councils.formation_seconds", "604801"),
+        ("councils.formation_seconds", "true"),
     ],
 )
 def test_a_value_out_of_its_range_or_type_is_refused(faults: Faults, key: str, value: str) -> None:
@@ -348,6 +356,15 @@ def test_wrong_discovery_settings_are_told_with_what_would_be_right(
 ) -> None:
     (told,) = faults(f"[discovery]\n{key} = {value}").values()
     assert problem in told
+
+
+def test_what_is_neither_yes_nor_no_is_told_with_what_would_be_right(faults: Faults) -> None:
+    found = faults("", {"P2PNODE_AGENT_AUTO_CLAIM": "on"})
+    assert found == {
+        "agent.auto_claim (env P2PNODE_AGENT_AUTO_CLAIM)": (
+            "must be true or false (in the environment also 1 or 0), not 'on'"
+        )
+    }
 
 
 def test_a_wrong_network_to_announce_is_told(faults: Faults) -> None:

@@ -121,6 +121,9 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_AGENT_WEBHOOK_TIMEOUT_SECONDS": "2",
         "P2PNODE_AGENT_WEBHOOK_ATTEMPTS": "20",
         "P2PNODE_AGENT_STOP_GRACE_SECONDS": "0",
+        "P2PNODE_AGENT_AUTO_CLAIM": "true",
+        "P2PNODE_COUNCILS_TAKEOVER": "any",
+        "P2PNODE_COUNCILS_FORMATION_SECONDS": "90",
     }
     assert set(given) == {key.variable for key in keys()}
     loaded = load(None, given)
@@ -147,6 +150,20 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
     assert (settings.messages.own_durability, settings.messages.received_durability) == ("normal", "full")
     assert settings.agent.capabilities == ("backend", "testing")
     assert settings.agent.stop_grace_seconds == 0
+    assert settings.agent.auto_claim is True
+    assert (settings.councils.takeover, settings.councils.formation_seconds) == ("any", 90)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("True", True), ("1", True), ("false", False), ("FALSE", False), ("0", False)]
+)
+def test_yes_or_no_is_a_word_in_the_environment(load: Load, word: str, value: bool) -> None:
+    assert load("[agent]\nauto_claim = true", {"P2PNODE_AGENT_AUTO_CLAIM": word}).settings.agent.auto_claim is value
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_yes_or_no_is_a_boolean_in_the_file(load: Load, value: bool) -> None:
+    assert load(f"[agent]\nauto_claim = {str(value).lower()}").settings.agent.auto_claim is value
 
 
 @pytest.mark.parametrize(

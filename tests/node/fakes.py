@@ -18,6 +18,7 @@ from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
+from p2pnode.node.councils import CouncilSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.members import Members
 from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
@@ -453,6 +454,8 @@ class Fleet:
         wall: Wall | None = None,
         role: str = "chorus",
         sources: Sequence[Source] = (),
+        councils: CouncilSettings | None = None,
+        capabilities: Sequence[str] = (),
     ) -> Running:
         """Make a node. With the identity and the address of one that is gone, it takes its place."""
         number = len(self.nodes) + 1
@@ -461,7 +464,9 @@ class Fleet:
         host = FakeHost(self.network, identity.peer_id, f"/ip4/10.0.{number // 256}.{number % 256}/tcp/9000")
         seqnos, incarnations, known = seqnos or MemorySeqnos(), incarnations or MemorySeqnos(), known or MemoryPeers()
         store = store or MemoryStore()
-        record = MemberRecord(identity.peer_id, 0, f"node-{number:03d}", role, "online", ())
+        record = MemberRecord(
+            identity.peer_id, 0, f"node-{number:03d}", role, "online", (), capabilities=tuple(capabilities)
+        )
         node = Node(
             NodeSettings(
                 record=record,
@@ -475,6 +480,7 @@ class Fleet:
                 retention=Retention(keep_count, keep_bytes, keep_seconds),
                 durability=SHIPPED,
                 webhook=None,
+                councils=councils or CouncilSettings(),
             ),
             Keys(identity.peer_id_bytes, identity.sign, verify_record, verify_message),
             host,

@@ -21,7 +21,7 @@ from p2pnode.node.members import Members, Tools
 from p2pnode.node.storing import Retention
 from p2pnode.wire.payload import encode_envelope, encode_json_payload
 from p2pnode.wire.pubsub import seal_message
-from tests.core.test_council import OPPORTUNITY
+from tests.core.council.test_opportunity import OPPORTUNITY
 from tests.node.fakes import START_NS, FakeHost, MemorySeqnos, Network, Wall, verify_message, verify_record
 from tests.node.stores import MemoryStore
 

@@ -14,13 +14,15 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from p2pnode.core.backbeat import BACKBEAT_TOPIC
 from p2pnode.core.message import MAX_PAYLOAD_BYTES
 from p2pnode.errors import EnvironmentFault, InvalidRequest, PayloadTooLarge, StorageFull, TooBusy, Unavailable
 from p2pnode.node import archive as archive_module
 from p2pnode.node.publish import TokenBucket
 from p2pnode.ports import JsonObject, Published
 from p2pnode.wire.payload import decode_payload
-from tests.core.test_council import OPPORTUNITY
+from tests.core.council.test_opportunity import OPPORTUNITY
+from tests.core.test_backbeat import CLAIM
 from tests.node.fakes import Running, open_fleet, open_pair, until
 
 EXAMPLES = Path(__file__).parents[1] / "samples"
@@ -143,6 +145,21 @@ async def test_a_bad_opportunity_is_refused_by_field(
             await publish(a, json.dumps({**OPPORTUNITY, **change}).encode(), FORMING)
         assert faults(caught) == fields
         assert (await kept(a, FORMING), await kept(b, FORMING), len(a.gossip.sent)) == ([], [], sent)
+
+
+async def test_a_bad_status_claim_is_refused_by_field_and_a_good_one_is_published(autojump_clock: MockClock) -> None:
+    async with open_pair() as (a, b):
+        await listen(a, b, topic=BACKBEAT_TOPIC)
+        for wrong, fields in (
+            ({"state": "asleep", "beat_index": "1"}, ["beat_index", "state"]),
+            ({"p2pnode": 1, "notes": "x" * 257}, ["p2pnode", "notes"]),
+        ):
+            with pytest.raises(InvalidRequest, match="BACKBEAT status claim cannot be published") as caught:
+                await publish(a, json.dumps({**CLAIM, **wrong}).encode(), BACKBEAT_TOPIC)
+            assert faults(caught) == fields
+        await publish(a, json.dumps(CLAIM).encode(), BACKBEAT_TOPIC)
+        (document,) = await kept(b, BACKBEAT_TOPIC)
+        assert document["payload"] == CLAIM
 
 
 async def test_every_fault_of_a_request_is_told_at_once(autojump_clock: MockClock) -> None:

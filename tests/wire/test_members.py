@@ -16,11 +16,13 @@ from p2pnode.wire.members import (
     MAX_EXCHANGE_BYTES,
     MAX_IN_NEWS,
     MAX_NEWS_BYTES,
+    MAX_RECORD_BYTES,
     MAX_WANT,
     SIGNING_PREFIX,
     EncodedNews,
     Exchange,
     batches,
+    check_room,
     decode_exchange,
     decode_news,
     encode_exchange,
@@ -50,6 +52,7 @@ RECORD = MemberRecord(
     version="0.1.0",
     left=True,
     started_at_ns=17,
+    current_team="council-7",
 )
 
 CHARGE = Accusation(BOB.peer_id, ALICE.peer_id, 5, 1_763_899_200_000_000_000)
@@ -71,6 +74,34 @@ def reason(encoded: bytes) -> str:
 def test_a_record_is_read_as_its_owner_wrote_it() -> None:
     encoded = sign_record(RECORD, ALICE.sign)
     assert read_record(encoded, verify) == dataclasses.replace(RECORD, signed=encoded)
+
+
+def test_a_record_of_a_newer_build_is_read_and_passed_on_byte_for_byte() -> None:
+    body = member_pb2.SignedRecord.FromString(sign_record(RECORD, ALICE.sign)).record
+    body += b"\x8a\x01\x03new"  # field 17, text
+    encoded = member_pb2.SignedRecord(record=body, signature=ALICE.sign(SIGNING_PREFIX + body)).SerializeToString()
+    assert read_record(encoded, verify) == dataclasses.replace(RECORD, signed=encoded)
+    news = decode_news(encode_news(EncodedNews((encoded,))))
+    assert news.records == (encoded,)
+
+
+def test_a_record_of_an_older_build_names_no_team() -> None:
+    signed = member_pb2.SignedRecord.FromString(sign_record(RECORD, ALICE.sign))
+    body = member_pb2.MemberRecord.FromString(signed.record)
+    body.ClearField("current_team")
+    text = body.SerializeToString(deterministic=True)
+    older = member_pb2.SignedRecord(record=text, signature=ALICE.sign(SIGNING_PREFIX + text))
+    record = read_record(older.SerializeToString(deterministic=True), verify)
+    assert record is not None
+    assert (record.agent_id, record.current_team) == ("agent-1", "")
+
+
+def test_a_record_must_leave_room_for_what_grows_by_itself() -> None:
+    check_room(RECORD, ALICE.sign)
+    nearly = dataclasses.replace(RECORD, capabilities=tuple(f"{number:0200}" for number in range(18)))
+    sign_record(nearly, ALICE.sign)
+    with pytest.raises(InvalidMessage, match=f"is over {MAX_RECORD_BYTES}"):
+        check_room(nearly, ALICE.sign)
 
 
 @many

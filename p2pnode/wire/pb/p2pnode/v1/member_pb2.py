@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17p2pnode/v1/member.proto\x12\np2pnode.v1\"\x9b\x02\n\x0cMemberRecord\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\r\n\x05\x61\x64\x64rs\x18\x06 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\x12\x12\n\ncluster_id\x18\x0b \x01(\t\x12\x17\n\x0ftasks_completed\x18\x0c \x01(\x04\x12\x0f\n\x07version\x18\r \x01(\t\x12\x0c\n\x04left\x18\x0e \x01(\x08\x12\x15\n\rstarted_at_ns\x18\x0f \x01(\x03\">\n\x0cSignedRecord\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"R\n\nAccusation\x12\x0f\n\x07\x61\x63\x63user\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x63\x63used\x18\x02 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x04 \x01(\x03\"F\n\x10SignedAccusation\x12\x12\n\naccusation\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"j\n\nMemberNews\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.p2pnode.v1.SignedRecord\x12\x31\n\x0b\x61\x63\x63usations\x18\x02 \x03(\x0b\x32\x1c.p2pnode.v1.SignedAccusation\"d\n\x0eMemberExchange\x12\x0e\n\x06ranges\x18\x01 \x01(\x0c\x12$\n\x04news\x18\x02 \x01(\x0b\x32\x16.p2pnode.v1.MemberNews\x12\x0c\n\x04want\x18\x03 \x03(\x0c\x12\x0e\n\x06now_ns\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17p2pnode/v1/member.proto\x12\np2pnode.v1\"\xb1\x02\n\x0cMemberRecord\x12\x0f\n\x07peer_id\x18\x01 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0e\n\x06status\x18\x05 \x01(\t\x12\r\n\x05\x61\x64\x64rs\x18\x06 \x03(\t\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x08 \x03(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x10\n\x08\x65ndpoint\x18\n \x01(\t\x12\x12\n\ncluster_id\x18\x0b \x01(\t\x12\x17\n\x0ftasks_completed\x18\x0c \x01(\x04\x12\x0f\n\x07version\x18\r \x01(\t\x12\x0c\n\x04left\x18\x0e \x01(\x08\x12\x15\n\rstarted_at_ns\x18\x0f \x01(\x03\x12\x14\n\x0c\x63urrent_team\x18\x10 \x01(\t\">\n\x0cSignedRecord\x12\x0e\n\x06record\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"R\n\nAccusation\x12\x0f\n\x07\x61\x63\x63user\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x63\x63used\x18\x02 \x01(\x0c\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x04 \x01(\x03\"F\n\x10SignedAccusation\x12\x12\n\naccusation\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"j\n\nMemberNews\x12)\n\x07records\x18\x01 \x03(\x0b\x32\x18.p2pnode.v1.SignedRecord\x12\x31\n\x0b\x61\x63\x63usations\x18\x02 \x03(\x0b\x32\x1c.p2pnode.v1.SignedAccusation\"d\n\x0eMemberExchange\x12\x0e\n\x06ranges\x18\x01 \x01(\x0c\x12$\n\x04news\x18\x02 \x01(\x0b\x32\x16.p2pnode.v1.MemberNews\x12\x0c\n\x04want\x18\x03 \x03(\x0c\x12\x0e\n\x06now_ns\x18\x04 \x01(\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'p2pnode.v1.member_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MEMBERRECORD']._serialized_start=40
-  _globals['_MEMBERRECORD']._serialized_end=323
-  _globals['_SIGNEDRECORD']._serialized_start=325
-  _globals['_SIGNEDRECORD']._serialized_end=387
-  _globals['_ACCUSATION']._serialized_start=389
-  _globals['_ACCUSATION']._serialized_end=471
-  _globals['_SIGNEDACCUSATION']._serialized_start=473
-  _globals['_SIGNEDACCUSATION']._serialized_end=543
-  _globals['_MEMBERNEWS']._serialized_start=545
-  _globals['_MEMBERNEWS']._serialized_end=651
-  _globals['_MEMBEREXCHANGE']._serialized_start=653
-  _globals['_MEMBEREXCHANGE']._serialized_end=753
+  _globals['_MEMBERRECORD']._serialized_end=345
+  _globals['_SIGNEDRECORD']._serialized_start=347
+  _globals['_SIGNEDRECORD']._serialized_end=409
+  _globals['_ACCUSATION']._serialized_start=411
+  _globals['_ACCUSATION']._serialized_end=493
+  _globals['_SIGNEDACCUSATION']._serialized_start=495
+  _globals['_SIGNEDACCUSATION']._serialized_end=565
+  _globals['_MEMBERNEWS']._serialized_start=567
+  _globals['_MEMBERNEWS']._serialized_end=673
+  _globals['_MEMBEREXCHANGE']._serialized_start=675
+  _globals['_MEMBEREXCHANGE']._serialized_end=775
 # @@protoc_insertion_point(module_scope)
