@@ -1,9 +1,10 @@
-"""A followed topic as server-sent events (WHATWG HTML, section 9.2)."""
+"""A followed topic, or councils as they change, as server-sent events (WHATWG HTML, section 9.2)."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Generic, TypeVar
 
 import trio
 from starlette.types import Receive, Scope, Send
@@ -12,7 +13,7 @@ from p2pnode.api.documents import disconnected
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import ApiCounters
 from p2pnode.errors import TooBusy
-from p2pnode.ports import Followed, Sidecar
+from p2pnode.ports import Followed, JsonObject
 from p2pnode.wire.json_text import encode, encode_message
 
 HEADERS = [
@@ -24,18 +25,18 @@ HEADERS = [
 _OPENING = b"retry: 1000\n\n"
 _KEEPALIVE = b": \n\n"
 
+Step = TypeVar("Step")
 
-class EventStream:
-    """The response that follows a topic until the client goes, the node ends it, or `stopping` is set.
+
+class EventStream(Generic[Step]):
+    """The response that follows something until the client goes, the node ends it, or `stopping` is set.
 
     Starlette's StreamingResponse would hold a shutdown for the whole grace. Nothing is read ahead: while the
-    client does not read, the next message stays in the node's bounded history.
+    client does not read, the next step stays with the node, which bounds what it keeps.
 
     Args:
-        sidecar: whose topic.
-        topic: its name.
-        start: `start`, `now` or a message id.
-        subscription: the name of a durable subscription; None: the stream keeps no place.
+        follow: begins to follow; what it yields goes out one by one.
+        to_event: one step as an event.
         stopping: set when the API shuts down.
         limits: number of streams, time between two comments.
         counters: where open streams are counted.
@@ -43,25 +44,21 @@ class EventStream:
 
     def __init__(
         self,
-        sidecar: Sidecar,
-        topic: str,
-        start: str,
+        follow: Callable[[], AbstractAsyncContextManager[AsyncIterator[Step]]],
+        to_event: Callable[[Step], bytes],
         *,
-        subscription: str | None = None,
         stopping: trio.Event,
         limits: ApiLimits,
         counters: ApiCounters,
     ) -> None:
-        self._sidecar = sidecar
-        self._topic = topic
-        self._start = start
-        self._subscription = subscription
+        self._follow = follow
+        self._to_event = to_event
         self._stopping = stopping
         self._limits = limits
         self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; InvalidRequest and TooBusy come before the first byte, so that they become problem documents."""
+        """Answer; errors of `follow` and TooBusy come before the first byte, so that they become problem documents."""
         if self._counters.event_streams >= self._limits.event_streams:
             raise TooBusy(
                 f"{self._limits.event_streams} event streams are open already",
@@ -70,17 +67,12 @@ class EventStream:
             )
         self._counters.event_streams += 1
         try:
-            async with self._open() as steps:
+            async with self._follow() as steps:
                 await self._serve(steps, scope["method"] == "HEAD", receive, send)
         finally:
             self._counters.event_streams -= 1
 
-    def _open(self) -> AbstractAsyncContextManager[AsyncIterator[Followed]]:
-        if self._subscription is None:
-            return self._sidecar.follow(self._topic, start=self._start)
-        return self._sidecar.subscribe(self._topic, self._subscription, start=self._start)
-
-    async def _serve(self, steps: AsyncIterator[Followed], head_only: bool, receive: Receive, send: Send) -> None:
+    async def _serve(self, steps: AsyncIterator[Step], head_only: bool, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         if head_only:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -100,7 +92,7 @@ class EventStream:
 
             async def pump() -> None:
                 async for step in steps:
-                    await write(event_bytes(step))
+                    await write(self._to_event(step))
 
             nursery.start_soon(end_after, self._stopping.wait)
             nursery.start_soon(end_after, lambda: disconnected(receive))
@@ -114,7 +106,7 @@ class EventStream:
             await write(_KEEPALIVE)
 
 
-def event_bytes(step: Followed) -> bytes:
+def topic_event(step: Followed) -> bytes:
     """One event. JSON in ASCII has no raw line break, so one data line holds it."""
     if step.lost:
         return b"event: lost\ndata: " + encode({"lost": step.lost}) + b"\n\n"
@@ -122,3 +114,8 @@ def event_bytes(step: Followed) -> bytes:
         return b'event: replaced\ndata: {"reason":"another stream of this subscription was opened"}\n\n'
     identifier = str(step.document["id"]).encode()
     return b"id: " + identifier + b"\nevent: message\ndata: " + encode_message(step.document) + b"\n\n"
+
+
+def council_event(document: JsonObject) -> bytes:
+    """A council document. No id: whoever comes back is sent what is then, not what was missed."""
+    return b"event: council\ndata: " + encode_message(document) + b"\n\n"

@@ -14,8 +14,10 @@ from starlette.responses import Response
 
 from p2pnode.errors import (
     CallerError,
+    Conflict,
     EnvironmentFault,
     Fault,
+    Forbidden,
     InvalidRequest,
     NotFound,
     PayloadTooLarge,
@@ -34,8 +36,10 @@ MAX_RETRY_AFTER_SECONDS = 3600
 TITLES = {
     "unauthorized": "A bearer token is needed",
     "cross-origin": "Requests from foreign web pages are refused",
+    "forbidden": "It is not this node's or agent's to do",
     "not-found": "No such resource",
     "method-not-allowed": "This resource does not know that method",
+    "conflict": "It contradicts what is already so",
     "request-timeout": "The request body did not arrive in time",
     "payload-too-large": "The body is too large",
     "misdirected-request": "The Host header names another host",
@@ -59,7 +63,8 @@ class Problem:
         detail: what is wrong with this request.
         faults: what is wrong where, for invalid input.
         hint: what to do, when `detail` does not say it.
-        reason: the short fixed word of an `Unavailable`.
+        reason: the short fixed word of an `Unavailable` or a `Conflict`.
+        facts: further members, for programs; one with the name of a member above is left out.
         retry_after_seconds: when it is worth trying again.
         headers: further response headers.
     """
@@ -70,6 +75,7 @@ class Problem:
     faults: Sequence[Fault] = ()
     hint: str = ""
     reason: str = ""
+    facts: Mapping[str, object] = field(default_factory=dict)
     retry_after_seconds: float | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,6 +93,7 @@ class Problem:
             document["hint"] = self.hint
         if self.reason:
             document["reason"] = self.reason
+        document |= {name: fact for name, fact in self.facts.items() if name not in document}
         if self.retry_after_seconds is not None:
             headers["Retry-After"] = str(_whole_seconds(self.retry_after_seconds))
         return Response(encode(document), self.status, headers=headers, media_type=MEDIA_TYPE)
@@ -107,6 +114,10 @@ def caller_problem(error: CallerError) -> Problem:
         return Problem(413, "payload-too-large", error.detail, hint=error.hint)
     if isinstance(error, NotFound):
         return Problem(404, "not-found", error.detail, hint=error.hint)
+    if isinstance(error, Conflict):
+        return Problem(409, "conflict", error.detail, hint=error.hint, reason=error.reason, facts=error.facts)
+    if isinstance(error, Forbidden):
+        return Problem(403, "forbidden", error.detail, hint=error.hint)
     faults = error.faults if isinstance(error, InvalidRequest) else ()
     return Problem(422, "invalid-request", error.detail, faults=faults, hint=error.hint)
 

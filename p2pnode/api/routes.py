@@ -12,21 +12,21 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from p2pnode.api import problems
+from p2pnode.api.councils import CouncilResources
 from p2pnode.api.deliveries import DeliveryResources
 from p2pnode.api.documents import JsonChunks, json_response
-from p2pnode.api.events import EventStream
+from p2pnode.api.events import EventStream, topic_event
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import CONTENT_TYPE, ApiCounters, Exposition
 from p2pnode.api.naming import find_peer
-from p2pnode.api.reading import path_segment, read_limit
+from p2pnode.api.reading import path_segment, read_idempotency_key, read_limit
 from p2pnode.api.topology import topology_document
 from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidRequest
-from p2pnode.ports import JsonObject, Sidecar
+from p2pnode.ports import Followed, JsonObject, Sidecar
 from p2pnode.wire.json_text import encode_message
 
 DEFAULT_CONTENT_TYPE = "application/octet-stream"
 DEFAULT_MESSAGES = 100
-MAX_IDEMPOTENCY_KEY_CHARS = 255
 PAGE_MESSAGES = 32
 """Messages taken from the node at a time, so that an answer of 1,000 large ones never stands in memory at once."""
 
@@ -59,6 +59,18 @@ GET  /api/v1/deliveries                      what waits for the agent, by subscr
 GET  /api/v1/deliveries/failed               what was given up: ?subscription=NAME&limit=N (1 to 1000)
 POST /api/v1/deliveries/retry                {"id"} or {"all":true}, "subscription" if only one is meant
 POST /api/v1/deliveries/drop                 likewise: forget what was given up
+POST /api/v1/councils                        announce a council: {"project_name","repository","core_roles":["tpm"]};
+                                             header Idempotency-Key
+GET  /api/v1/councils                        councils, the newest first: ?status=forming|active|completed|...
+GET  /api/v1/councils/{id}                   one, with the claims for its roles
+POST /api/v1/councils/{id}/claims            {"role_name"}: claim a role for this node's agent
+POST /api/v1/councils/{id}/release           {"role_name"}: give it back, or withdraw the claim
+POST /api/v1/councils/{id}/status            {"status"}: report, or end the council
+GET  /api/v1/councils/events                 councils as they change: server-sent events `council`
+GET  /api/v1/councils/{id}/events            likewise, of one
+GET  /api/v1/agent                           what is said of this node's agent
+PATCH /api/v1/agent                          change it: {"status","current_team","capabilities",...}
+GET  /api/v1/agents                          agents of live members: ?capability=&model=&status=
 GET  /api/v1/bootstrap-peers                 addresses another node can join by
 
 A slash inside a topic name is written %2F. Errors are application/problem+json (RFC 9457).
@@ -82,6 +94,7 @@ class Resources:
         self._stopping = stopping
         self._exposition = Exposition(sidecar.metrics, counters)
         self._deliveries = DeliveryResources(sidecar)
+        self._councils = CouncilResources(sidecar, limits=limits, counters=counters, stopping=stopping)
 
     def routes(self) -> list[Route]:
         return [
@@ -100,6 +113,7 @@ class Resources:
             Route("/api/v1/topics/{topic}/messages", self.topic_messages, methods=["GET", "POST"]),
             Route("/api/v1/topics/{topic}/events", self.topic_events),
             *self._deliveries.routes(),
+            *self._councils.routes(),
             Route("/api/v1/bootstrap-peers", self.bootstrap_peers),
         ]
 
@@ -164,12 +178,15 @@ class Resources:
             return await self._publish(request)
         return await self._messages(request)
 
-    async def topic_events(self, request: Request) -> EventStream:
+    async def topic_events(self, request: Request) -> EventStream[Followed]:
+        topic, start, name = _topic(request), _start(request), request.query_params.get("subscription")
         return EventStream(
-            self._sidecar,
-            _topic(request),
-            _start(request),
-            subscription=request.query_params.get("subscription"),
+            lambda: (
+                self._sidecar.follow(topic, start=start)
+                if name is None
+                else self._sidecar.subscribe(topic, name, start=start)
+            ),
+            topic_event,
             stopping=self._stopping,
             limits=self._limits,
             counters=self._counters,
@@ -178,10 +195,7 @@ class Resources:
     async def _publish(self, request: Request) -> Response:
         faults: list[Fault] = []
         headers = _message_headers(request, faults)
-        key = request.headers.get("idempotency-key")
-        if key is not None and not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
-            problem = f"has {len(key)} characters; 1 to {MAX_IDEMPOTENCY_KEY_CHARS} are right"
-            faults.append(Fault("Idempotency-Key", problem))
+        key = read_idempotency_key(request, faults)
         topic = _topic(request, faults)
         if faults:
             raise InvalidRequest("the message cannot be published", faults)

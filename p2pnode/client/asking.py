@@ -9,12 +9,14 @@ import time
 import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from p2pnode.errors import (
     CallerError,
+    Conflict,
     Fault,
+    Forbidden,
     InvalidRequest,
     NoSidecar,
     NotFound,
@@ -31,6 +33,8 @@ ATTEMPT_SECONDS: Final = 10.0
 FIRST_RETRY_SECONDS: Final = 0.05
 LAST_RETRY_SECONDS: Final = 2.0
 
+_OWN_MEMBERS = frozenset({"type", "title", "status", "detail", "instance", "hint", "reason", "errors"})
+"""Of a problem document (RFC 9457); the others are facts."""
 _TRANSIENT = frozenset({408, 500, 502, 503, 504})
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, 5.6.2
 
@@ -80,8 +84,12 @@ class Answer:
             raise NotASidecar("the answer is no JSON", hint="is this a p2pnode sidecar?") from None
 
 
-Call = Generator[Ask | float, Answer | NoSidecar | None, Answer]
-"""Yields requests and pauses in seconds."""
+Result = TypeVar("Result")
+
+Steps = Generator[Ask | float, Answer | NoSidecar | None, Result]
+"""Yields requests and pauses in seconds, and is sent the answers."""
+
+Call = Steps[Answer]
 
 
 class Patience:
@@ -156,8 +164,13 @@ def refusal(answer: Answer) -> P2PNodeError:
         return StorageFull(detail, hint=hint)
     if status == 401:
         return CallerError(detail, hint="give the sidecar's token, or its file in P2PNODE_API_TOKEN_FILE")
+    if status == 403:
+        return Forbidden(detail, hint=hint)
     if status == 404:
         return NotFound(detail, hint=hint)
+    if status == 409:
+        facts = {name: value for name, value in problem.items() if name not in _OWN_MEMBERS}
+        return Conflict(detail, reason=str(problem.get("reason") or "conflict"), facts=facts, hint=hint)
     if status == 413:
         return PayloadTooLarge(detail, hint=hint)
     if not 400 <= status < 500:
@@ -178,16 +191,11 @@ def publish(
     content_type: str | None,
     key: str | None,
     timeout: float,
-) -> Generator[Ask | float, Answer | NoSidecar | None, Published]:
+) -> Steps[Published]:
     body, guessed = _encoded(payload)
     # One key for all attempts: an answer that was lost on the way makes no second message.
     fields = {"Content-Type": content_type or guessed, "Idempotency-Key": key or uuid.uuid4().hex}
-    faults = [
-        Fault(name, f"{value!r} cannot be sent: an HTTP header has printable text without blanks around it")
-        for name, value in (*fields.items(), *headers.items())
-        if not (_TOKEN.fullmatch(name) and value.isprintable() and value == value.strip())
-        or (name in fields and not value.isascii())
-    ]
+    faults = [*_header_faults(fields, ascii_only=True), *_header_faults(headers)]
     if faults:
         raise InvalidRequest("the message cannot be published", faults)
     encoded = {name.encode(): value.encode() for name, value in fields.items()}
@@ -198,6 +206,35 @@ def publish(
         return Published(str(document["id"]), int(document["seqno"]), bool(document.get("duplicate")))
     except (KeyError, TypeError, ValueError, AttributeError):
         raise NotASidecar("the sidecar's answer has no id and seqno", hint="is it of the same version?") from None
+
+
+def send_json(
+    method: str, path: str, content: Mapping[str, Any], timeout: float, *, key: str | None = None
+) -> Steps[dict[str, Any]]:
+    """Send a JSON object; the object that answers.
+
+    Args:
+        key: the idempotency key of all attempts; None: there is none.
+    """
+    fields = {"Content-Type": "application/json"} | ({} if key is None else {"Idempotency-Key": key})
+    if faults := _header_faults(fields, ascii_only=True):
+        raise InvalidRequest("the request cannot be sent", faults)
+    try:
+        body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest("the request cannot be sent", [Fault("body", str(error))]) from error
+    headers = {name.encode(): value.encode() for name, value in fields.items()}
+    answer = yield from call(method, path, Patience(timeout), headers=headers, body=body, good=(200, 202))
+    return document(answer.json())
+
+
+def _header_faults(fields: Mapping[str, str], *, ascii_only: bool = False) -> list[Fault]:
+    return [
+        Fault(name, f"{value!r} cannot be sent: an HTTP header has printable text without blanks around it")
+        for name, value in fields.items()
+        if not (_TOKEN.fullmatch(name) and value.isprintable() and value == value.strip())
+        or (ascii_only and not value.isascii())
+    ]
 
 
 def _encoded(payload: Payload) -> tuple[bytes, str]:
@@ -212,9 +249,7 @@ def _encoded(payload: Payload) -> tuple[bytes, str]:
         raise InvalidRequest("the message cannot be published", [Fault("payload", str(error))]) from error
 
 
-def query(
-    path: str, timeout: float, good: Sequence[int] = (200,)
-) -> Generator[Ask | float, Answer | NoSidecar | None, Any]:
+def query(path: str, timeout: float, good: Sequence[int] = (200,)) -> Steps[Any]:
     """The JSON at `path`."""
     return (yield from call("GET", path, Patience(timeout), good=good)).json()
 

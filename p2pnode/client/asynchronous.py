@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, Unpack, cast
 
 import anyio
 import httpx
@@ -18,16 +18,35 @@ from p2pnode.client.asking import (
     Ask,
     Payload,
     Published,
+    Steps,
     document,
     listing,
     publish,
     query,
 )
-from p2pnode.client.following import Following, Message
+from p2pnode.client.councils import (
+    AgentFields,
+    ClaimFields,
+    CouncilFields,
+    ReleaseFields,
+    ReportFields,
+    Watching,
+    agent,
+    agents,
+    claim,
+    council,
+    councils,
+    create_council,
+    release,
+    report_status,
+    update_agent,
+)
+from p2pnode.client.following import Feed, Following, Message
 from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, find, is_event_stream, timeout_of
 from p2pnode.errors import EnvironmentFault, NoSidecar
 
 T = TypeVar("T")
+AnyFeed = TypeVar("AnyFeed", bound=Feed)
 
 
 class AsyncClient:
@@ -45,7 +64,7 @@ class AsyncClient:
     def __init__(self, api: str | None = None, *, token: str | None = None, timeout: float = TIMEOUT_SECONDS) -> None:
         self._target = find(api, token)
         self._timeout = timeout
-        self._subscriptions: set[AsyncSubscription] = set()
+        self._readers: set[_Reader[Any]] = set()
         self._http = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=self._target.socket, limits=LIMITS),
             base_url=self._target.base_url,
@@ -83,10 +102,58 @@ class AsyncClient:
         """As `Client.health`."""
         return document(await self._run(query("/ready", self._timeout, good=(200, 206, 503))))
 
+    async def create_council(
+        self,
+        council: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[CouncilFields],
+    ) -> dict[str, Any]:
+        """As `Client.create_council`."""
+        return await self._run(create_council(council, fields, idempotency_key, self._timeout))
+
+    async def councils(self, status: str | None = None) -> list[dict[str, Any]]:
+        """As `Client.councils`."""
+        return await self._run(councils(status, self._timeout))
+
+    async def council(self, council_id: str) -> dict[str, Any]:
+        """As `Client.council`."""
+        return await self._run(council(council_id, self._timeout))
+
+    async def claim(self, council_id: str, role_name: str, **fields: Unpack[ClaimFields]) -> dict[str, Any]:
+        """As `Client.claim`."""
+        return await self._run(claim(council_id, role_name, fields, self._timeout))
+
+    async def release(self, council_id: str, role_name: str, **fields: Unpack[ReleaseFields]) -> dict[str, Any]:
+        """As `Client.release`."""
+        return await self._run(release(council_id, role_name, fields, self._timeout))
+
+    async def report_status(self, council_id: str, status: str, **fields: Unpack[ReportFields]) -> dict[str, Any]:
+        """As `Client.report_status`."""
+        return await self._run(report_status(council_id, status, fields, self._timeout))
+
+    def watch_councils(self, council_id: str | None = None) -> AsyncCouncilWatch:
+        """As `Client.watch_councils`, with `async for`."""
+        return AsyncCouncilWatch(self, Watching(council_id, self._timeout))
+
+    async def agent(self) -> dict[str, Any]:
+        """As `Client.agent`."""
+        return await self._run(agent(self._timeout))
+
+    async def agents(
+        self, capability: str | None = None, model: str | None = None, status: str | None = None
+    ) -> list[dict[str, Any]]:
+        """As `Client.agents`."""
+        return await self._run(agents(capability, model, status, self._timeout))
+
+    async def update_agent(self, **fields: Unpack[AgentFields]) -> dict[str, Any]:
+        """As `Client.update_agent`."""
+        return await self._run(update_agent(fields, self._timeout))
+
     async def aclose(self) -> None:
         """Close its connections, and end its subscriptions."""
-        for subscription in list(self._subscriptions):
-            await subscription.aclose()
+        for reader in list(self._readers):
+            await reader.aclose()
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -97,7 +164,7 @@ class AsyncClient:
     ) -> None:
         await self.aclose()
 
-    async def _run(self, steps: Generator[Ask | float, Answer | NoSidecar | None, T]) -> T:
+    async def _run(self, steps: Steps[T]) -> T:
         got: Answer | NoSidecar | None = None
         while True:
             try:
@@ -130,12 +197,12 @@ class AsyncClient:
         return gathering.answer
 
 
-class AsyncSubscription(AsyncIterator[Message[Awaitable[None]]]):
-    """Made by `AsyncClient.subscribe`; as `Subscription`, with `async with`, `async for` and `aclose`."""
+class _Reader(Generic[AnyFeed]):
+    """Reads one event stream, over all reconnections."""
 
-    def __init__(self, client: AsyncClient, following: Following) -> None:
+    def __init__(self, client: AsyncClient, feed: AnyFeed) -> None:
         self._client = client
-        self._following = following
+        self._feed = feed
         self._stream: tuple[httpx.Response, AsyncGenerator[bytes]] | None = None
         self._ready: deque[dict[str, Any]] = deque()
         self._closed = False
@@ -143,20 +210,21 @@ class AsyncSubscription(AsyncIterator[Message[Awaitable[None]]]):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Message[Awaitable[None]]:
+    async def _next(self) -> dict[str, Any]:
+        """The next document; StopAsyncIteration when it is closed."""
         while not self._ready:
             if self._closed:
                 raise StopAsyncIteration
             try:
-                new, again = self._following.feed(await self._read())
+                new, calls = self._feed.feed(await self._read())
             except (NoSidecar, EnvironmentFault) as error:
                 await self._hang_up()
-                await anyio.sleep(self._following.broke(error))
+                await anyio.sleep(self._feed.broke(error))
                 continue
             self._ready.extend(new)
-            for message_id in again:
-                await self._ack(message_id)
-        return self._following.message(self._ready.popleft(), self._ack, self._nack)
+            for each in calls:
+                await self._client._run(each)
+        return self._ready.popleft()
 
     async def aclose(self) -> None:
         """As `Subscription.close`; not while another task waits for the next message."""
@@ -172,12 +240,6 @@ class AsyncSubscription(AsyncIterator[Message[Awaitable[None]]]):
     ) -> None:
         await self.aclose()
 
-    async def _ack(self, message_id: str) -> None:
-        await self._client._run(self._following.acknowledge(message_id))
-
-    async def _nack(self, message_id: str, reason: str) -> None:
-        await self._client._run(self._following.refuse(message_id, reason))
-
     async def _read(self) -> bytes:
         try:
             _, chunks = self._stream or await self._open()
@@ -189,23 +251,41 @@ class AsyncSubscription(AsyncIterator[Message[Awaitable[None]]]):
 
     async def _open(self) -> tuple[httpx.Response, AsyncGenerator[bytes]]:
         http = self._client._http
-        request = http.build_request(
-            "GET", self._following.path(), headers=self._following.headers(), timeout=STREAM_TIMEOUT
-        )
+        request = http.build_request("GET", self._feed.path(), headers=self._feed.headers(), timeout=STREAM_TIMEOUT)
         response = await http.send(request, stream=True)
         if not is_event_stream(response):
             answer = await self._client._gather(response, ATTEMPT_SECONDS)
-            raise answer if isinstance(answer, NoSidecar) else self._following.refused(answer)
+            raise answer if isinstance(answer, NoSidecar) else self._feed.refused(answer)
         self._stream = response, _chunks(response)
-        self._client._subscriptions.add(self)
-        self._following.opened()
+        self._client._readers.add(self)
+        self._feed.opened()
         return self._stream
 
     async def _hang_up(self) -> None:
         stream, self._stream = self._stream, None
-        self._client._subscriptions.discard(self)
+        self._client._readers.discard(self)
         if stream is not None:
             await _hang_up(*stream)
+
+
+class AsyncSubscription(_Reader[Following], AsyncIterator[Message[Awaitable[None]]]):
+    """Made by `AsyncClient.subscribe`; as `Subscription`, with `async with`, `async for` and `aclose`."""
+
+    async def __anext__(self) -> Message[Awaitable[None]]:
+        return self._feed.message(await self._next(), self._ack, self._nack)
+
+    async def _ack(self, message_id: str) -> None:
+        await self._client._run(self._feed.acknowledge(message_id))
+
+    async def _nack(self, message_id: str, reason: str) -> None:
+        await self._client._run(self._feed.refuse(message_id, reason))
+
+
+class AsyncCouncilWatch(_Reader[Watching], AsyncIterator[dict[str, Any]]):
+    """Made by `AsyncClient.watch_councils`; as `CouncilWatch`, with `async with`, `async for` and `aclose`."""
+
+    async def __anext__(self) -> dict[str, Any]:
+        return await self._next()
 
 
 def _chunks(response: httpx.Response) -> AsyncGenerator[bytes]:

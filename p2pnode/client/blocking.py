@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, Unpack
 
 import httpx
 
@@ -17,16 +17,35 @@ from p2pnode.client.asking import (
     Ask,
     Payload,
     Published,
+    Steps,
     document,
     listing,
     publish,
     query,
 )
-from p2pnode.client.following import Following, Message
+from p2pnode.client.councils import (
+    AgentFields,
+    ClaimFields,
+    CouncilFields,
+    ReleaseFields,
+    ReportFields,
+    Watching,
+    agent,
+    agents,
+    claim,
+    council,
+    councils,
+    create_council,
+    release,
+    report_status,
+    update_agent,
+)
+from p2pnode.client.following import Feed, Following, Message
 from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, find, is_event_stream, timeout_of
 from p2pnode.errors import EnvironmentFault, NoSidecar
 
 T = TypeVar("T")
+AnyFeed = TypeVar("AnyFeed", bound=Feed)
 
 
 class Client:
@@ -103,6 +122,84 @@ class Client:
         """`status` (`delivering`, `degraded`, `not-ready`) and `reasons`; raises NoSidecar when none answers."""
         return document(self._run(query("/ready", self._timeout, good=(200, 206, 503))))
 
+    def create_council(
+        self,
+        council: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        **fields: Unpack[CouncilFields],
+    ) -> dict[str, Any]:
+        """Announce a council: a document, keywords, or both; returns the council once the sidecar has stored it.
+
+        Tried again as `publish`, with one idempotency key: there is one council.
+
+        Raises:
+            InvalidRequest: with one fault for each field that is wrong.
+            Conflict: reason `exists`: another council has that id.
+            Forbidden: the sidecar is no trusted orchestrator.
+            Unavailable, StorageFull, NoSidecar: as `publish`.
+        """
+        return self._run(create_council(council, fields, idempotency_key, self._timeout))
+
+    def councils(self, status: str | None = None) -> list[dict[str, Any]]:
+        """Council documents, the newest first; with `status` only those. Raises as `publish`."""
+        return self._run(councils(status, self._timeout))
+
+    def council(self, council_id: str) -> dict[str, Any]:
+        """One council with the `claims` for its roles; NotFound when it is not known there."""
+        return self._run(council(council_id, self._timeout))
+
+    def claim(self, council_id: str, role_name: str, **fields: Unpack[ClaimFields]) -> dict[str, Any]:
+        """Claim a role; who gets it the council's owner decides (`watch_councils` tells).
+
+        Tried again as `publish`, without a key: of two claims of one agent the later one counts.
+
+        Raises:
+            NotFound: no such council, or no such role in it.
+            Conflict: reason `filled`: `facts` says who holds it (`agent_id`, `peer_id`, `term`, `n`); `ended`.
+            InvalidRequest, Unavailable, NoSidecar: as `publish`.
+        """
+        return self._run(claim(council_id, role_name, fields, self._timeout))
+
+    def release(self, council_id: str, role_name: str, **fields: Unpack[ReleaseFields]) -> dict[str, Any]:
+        """Give a role back, or withdraw the claim for it.
+
+        Raises as `claim`; NotFound also when the agent neither holds nor claims it, which the next attempt after a
+        lost answer may meet.
+        """
+        return self._run(release(council_id, role_name, fields, self._timeout))
+
+    def report_status(self, council_id: str, status: str, **fields: Unpack[ReportFields]) -> dict[str, Any]:
+        """Say where a council stands; an orchestrator's `completed`, `failed` or `cancelled` ends it.
+
+        Raises:
+            Conflict: reason `ended` (which the next attempt after a lost answer may meet), `transition`, `stale`.
+            Forbidden: the agent holds no role there, and the sidecar is no orchestrator.
+            NotFound, InvalidRequest, Unavailable, NoSidecar: as `claim`.
+        """
+        return self._run(report_status(council_id, status, fields, self._timeout))
+
+    def watch_councils(self, council_id: str | None = None) -> CouncilWatch:
+        """Council documents as they change, beginning with those that are: an endless iterator that reconnects.
+
+        Who reads slowly gets the newest state of each council and not every step.
+        """
+        return CouncilWatch(self, Watching(council_id, self._timeout))
+
+    def agent(self) -> dict[str, Any]:
+        """What is said of the sidecar's own agent; raises as `publish`."""
+        return self._run(agent(self._timeout))
+
+    def agents(
+        self, capability: str | None = None, model: str | None = None, status: str | None = None
+    ) -> list[dict[str, Any]]:
+        """The agents of live members that match; raises as `publish`."""
+        return self._run(agents(capability, model, status, self._timeout))
+
+    def update_agent(self, **fields: Unpack[AgentFields]) -> dict[str, Any]:
+        """Change what is said of the sidecar's agent; all members hear of it. Raises as `publish`."""
+        return self._run(update_agent(fields, self._timeout))
+
     def close(self) -> None:
         self._http.close()
 
@@ -115,7 +212,7 @@ class Client:
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout
 
-    def _run(self, steps: Generator[Ask | float, Answer | NoSidecar | None, T]) -> T:
+    def _run(self, steps: Steps[T]) -> T:
         got: Answer | NoSidecar | None = None
         while True:
             try:
@@ -146,17 +243,12 @@ class Client:
         return gathering.answer
 
 
-class Subscription(Iterator[Message[None]]):
-    """Made by `Client.subscribe`. A context manager, or `close` it; `Client.close` ends it too.
+class _Reader(Generic[AnyFeed]):
+    """Reads one event stream, over all reconnections."""
 
-    Iterating raises CallerError when the sidecar refuses, and NoSidecar or EnvironmentFault when the first connection
-    does not come about within the client's timeout; later ones are tried for ever. CallerError too when another reader
-    takes over a named subscription.
-    """
-
-    def __init__(self, client: Client, following: Following) -> None:
+    def __init__(self, client: Client, feed: AnyFeed) -> None:
         self._client = client
-        self._following = following
+        self._feed = feed
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
         self._ready: deque[dict[str, Any]] = deque()
@@ -165,20 +257,21 @@ class Subscription(Iterator[Message[None]]):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Message[None]:
+    def _next(self) -> dict[str, Any]:
+        """The next document; StopIteration when it is closed."""
         while not self._ready:
             if self._closed:
                 raise StopIteration
             try:
-                new, again = self._following.feed(self._read())
+                new, calls = self._feed.feed(self._read())
             except (NoSidecar, EnvironmentFault) as error:
                 self._hang_up()
-                time.sleep(self._following.broke(error))
+                time.sleep(self._feed.broke(error))
                 continue
             self._ready.extend(new)
-            for message_id in again:
-                self._ack(message_id)
-        return self._following.message(self._ready.popleft(), self._ack, self._nack)
+            for each in calls:
+                self._client._run(each)
+        return self._ready.popleft()
 
     def close(self) -> None:
         """End it; what was read ahead and not given out is dropped, and comes again if the subscription is durable."""
@@ -192,12 +285,6 @@ class Subscription(Iterator[Message[None]]):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _ack(self, message_id: str) -> None:
-        self._client._run(self._following.acknowledge(message_id))
-
-    def _nack(self, message_id: str, reason: str) -> None:
-        self._client._run(self._following.refuse(message_id, reason))
-
     def _read(self) -> bytes:
         try:
             if self._response is None:
@@ -210,17 +297,40 @@ class Subscription(Iterator[Message[None]]):
 
     def _open(self) -> None:
         http = self._client._http
-        request = http.build_request(
-            "GET", self._following.path(), headers=self._following.headers(), timeout=STREAM_TIMEOUT
-        )
+        request = http.build_request("GET", self._feed.path(), headers=self._feed.headers(), timeout=STREAM_TIMEOUT)
         response = self._response = http.send(request, stream=True)
         if not is_event_stream(response):
             answer = self._client._gather(response, ATTEMPT_SECONDS)
-            raise answer if isinstance(answer, NoSidecar) else self._following.refused(answer)
+            raise answer if isinstance(answer, NoSidecar) else self._feed.refused(answer)
         self._chunks = response.iter_raw()
-        self._following.opened()
+        self._feed.opened()
 
     def _hang_up(self) -> None:
         response, self._response = self._response, None
         if response is not None:
             response.close()
+
+
+class Subscription(_Reader[Following], Iterator[Message[None]]):
+    """Made by `Client.subscribe`. A context manager, or `close` it; `Client.close` ends it too.
+
+    Iterating raises CallerError when the sidecar refuses, and NoSidecar or EnvironmentFault when the first connection
+    does not come about within the client's timeout; later ones are tried for ever. CallerError too when another reader
+    takes over a named subscription.
+    """
+
+    def __next__(self) -> Message[None]:
+        return self._feed.message(self._next(), self._ack, self._nack)
+
+    def _ack(self, message_id: str) -> None:
+        self._client._run(self._feed.acknowledge(message_id))
+
+    def _nack(self, message_id: str, reason: str) -> None:
+        self._client._run(self._feed.refuse(message_id, reason))
+
+
+class CouncilWatch(_Reader[Watching], Iterator[dict[str, Any]]):
+    """Made by `Client.watch_councils`; ends and raises as `Subscription`. NotFound: no such council there."""
+
+    def __next__(self) -> dict[str, Any]:
+        return self._next()

@@ -1,4 +1,4 @@
-"""One subscription: what to ask for, and which of the events that come are new messages; no I/O."""
+"""One event stream: what to ask for, and which of the events that come are new; no I/O."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import binascii
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
@@ -72,42 +73,40 @@ class Message(Generic[Acknowledged]):
         return self._nack(self.id, reason)
 
 
-class Following:
-    """One subscription: what to ask for next, and which of the events that come are new messages."""
+class Feed(ABC):
+    """One event stream, and how it goes on after it broke.
 
-    def __init__(self, topic: str, name: str | None, start: str, timeout: float) -> None:
-        self.topic, self.name, self.start = topic, name, start
+    Args:
+        what: is followed, for the log.
+        timeout: seconds for the first connection to come about.
+    """
+
+    def __init__(self, what: str, timeout: float) -> None:
+        self.what = what
         self.patience = Patience(timeout)
-        self._last_id = ""
         self._pending = bytearray()
         self._searched = 0
         self._told = False
-        # By id: has it been acknowledged?
-        self._given: dict[str, bool] = {}
 
+    @abstractmethod
     def path(self) -> str:
         """Where to read on; what was left of an event in the stream before is forgotten."""
-        self._pending.clear()
-        self._searched = 0
-        asked = {"subscription": self.name} if self.name else {}
-        if self.name or not self._last_id:
-            asked["from"] = self.start
-        return f"/api/v1/topics/{quote(self.topic, safe='')}/events?{urlencode(asked)}"
+
+    @abstractmethod
+    def feed(self, chunk: bytes) -> tuple[list[dict[str, Any]], list[Call]]:
+        """New documents, and what the sidecar is to be told.
+
+        Raises:
+            NoSidecar: what comes is no event stream.
+            CallerError: another reader took over.
+        """
 
     def headers(self) -> dict[bytes, bytes]:
-        headers = {b"Accept": b"text/event-stream"}
-        if self._last_id and not self.name:
-            headers[b"Last-Event-ID"] = self._last_id.encode()
-        return headers
+        return {b"Accept": b"text/event-stream"}
 
     def refused(self, answer: Answer) -> P2PNodeError:
         """The error of an answer that is no event stream."""
-        error = NotASidecar("what answers does not send events") if answer.status == 200 else refusal(answer)
-        if self._last_id and not self.name and isinstance(error, InvalidRequest):
-            # It no longer has the message we stopped at: from the oldest it has, without those given already.
-            self._last_id, self.start = "", "start"
-            return Unavailable(error.detail, retry_after_seconds=0)
-        return error
+        return NotASidecar("what answers does not send events") if answer.status == 200 else refusal(answer)
 
     def opened(self) -> None:
         """The stream stands: from now on it is waited for, for ever, when it breaks."""
@@ -116,17 +115,16 @@ class Following:
     def broke(self, error: P2PNodeError) -> float:
         """Seconds until the next attempt; raises `error` when there is to be none."""
         pause = self.patience.pause_after(error)
-        logger.log(logging.DEBUG if self._told else logging.WARNING, "%s: %s; reconnecting", self.topic, error.detail)
+        logger.log(logging.DEBUG if self._told else logging.WARNING, "%s: %s; reconnecting", self.what, error.detail)
         self._told = True
         return pause
 
-    def feed(self, chunk: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-        """Documents of new messages, and ids that came again although they were acknowledged.
+    def _forget_pending(self) -> None:
+        self._pending.clear()
+        self._searched = 0
 
-        Raises:
-            NoSidecar: what comes is no event stream.
-            CallerError: another reader took over.
-        """
+    def _whole(self, chunk: bytes) -> bytes:
+        """The bytes up to the end of the last event that is complete; none when there is no such."""
         self._pending += chunk
         if len(self._pending) - len(chunk) > MAX_EVENT_BYTES:
             raise NotASidecar(f"an event of more than {MAX_EVENT_BYTES} bytes")
@@ -134,12 +132,51 @@ class Following:
         for match in _END_OF_EVENT.finditer(self._pending, self._searched):
             end = match.end()
         self._searched = max(len(self._pending) - end - 3, 0)
-        if not end:
-            return [], []
         whole = bytes(self._pending[:end])
         del self._pending[:end]
+        return whole
+
+    def _progressed(self) -> None:
+        self.patience.progressed()
+        self._told = False
+
+
+class Following(Feed):
+    """One subscription: what to ask for next, and which of the events that come are new messages."""
+
+    def __init__(self, topic: str, name: str | None, start: str, timeout: float) -> None:
+        super().__init__(topic, timeout)
+        self.topic, self.name, self.start = topic, name, start
+        self._last_id = ""
+        # By id: has it been acknowledged?
+        self._given: dict[str, bool] = {}
+
+    def path(self) -> str:
+        self._forget_pending()
+        asked = {"subscription": self.name} if self.name else {}
+        if self.name or not self._last_id:
+            asked["from"] = self.start
+        return f"/api/v1/topics/{quote(self.topic, safe='')}/events?{urlencode(asked)}"
+
+    def headers(self) -> dict[bytes, bytes]:
+        headers = super().headers()
+        if self._last_id and not self.name:
+            headers[b"Last-Event-ID"] = self._last_id.encode()
+        return headers
+
+    def refused(self, answer: Answer) -> P2PNodeError:
+        error = super().refused(answer)
+        if self._last_id and not self.name and isinstance(error, InvalidRequest):
+            # It no longer has the message we stopped at: from the oldest it has, without those given already.
+            self._last_id, self.start = "", "start"
+            return Unavailable(error.detail, retry_after_seconds=0)
+        return error
+
+    def feed(self, chunk: bytes) -> tuple[list[dict[str, Any]], list[Call]]:
+        """Documents of new messages, and acknowledgements of those that came again although they had one."""
         new, again = list[dict[str, Any]](), list[str]()
         before = self._last_id
+        whole = self._whole(chunk)
         try:
             for event in events([whole]):
                 self._take(event, new, again)
@@ -149,11 +186,10 @@ class Following:
             for document in new:
                 self._given.pop(document["id"], None)
             raise (NotASidecar(str(error)) if isinstance(error, MalformedStream) else error) from None
-        return new, again
+        return new, [self.acknowledge(message_id) for message_id in again]
 
     def _take(self, event: Event, new: list[dict[str, Any]], again: list[str]) -> None:
-        self.patience.progressed()
-        self._told = False
+        self._progressed()
         if event.kind == "replaced":
             raise CallerError(
                 f"another reader took over subscription {self.name}",

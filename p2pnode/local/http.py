@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from p2pnode.errors import (
     CallerError,
+    Conflict,
     Degraded,
     EnvironmentFault,
     Fault,
+    Forbidden,
     InvalidRequest,
     NoSidecar,
     P2PNodeError,
@@ -173,6 +175,10 @@ def refusal(response: Response) -> P2PNodeError:
         return CallerError(detail, hint="give the sidecar's token with --api-token-file or P2PNODE_API_TOKEN_FILE")
     if status == 404:
         return Degraded(detail, hint=hint)
+    if status == 403:
+        return Forbidden(detail, hint=hint)
+    if status == 409:
+        return Conflict(detail, reason=str(problem.get("reason") or "conflict"), facts=problem, hint=hint)
     if status == 413:
         return PayloadTooLarge(detail, hint=hint)
     if status in (429, 503):

@@ -12,7 +12,7 @@ import trio
 
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.server import Api, open_api
-from p2pnode.errors import Fault, InvalidRequest
+from p2pnode.errors import Fault, InvalidRequest, NotFound
 from p2pnode.local.address import TcpAddress, UnixAddress
 from p2pnode.ports import Followed, Health, JsonObject, Published
 
@@ -21,6 +21,7 @@ DEADLINE_SECONDS = 20.0
 
 LOOPBACK = TcpAddress("127.0.0.1", 0)
 EVERYWHERE = TcpAddress("0.0.0.0", 0)
+COUNCIL = "3d6f0c7e-6d0e-4a43-9a68-0d1c3f6f2e01"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ class FakeSidecar:
         self.taken = 0
         self.endless: Followed | None = None
         self.ended = False
+        self.formed: list[JsonObject] = []
+        self.known_agents: list[JsonObject] = []
+        self.watched: list[str | None] = []
         self._steps: list[Followed] = []
         self._news = trio.Event()
 
@@ -203,6 +207,57 @@ class FakeSidecar:
     def bootstrap_peers(self) -> list[str]:
         self._raise()
         return ["/ip4/192.0.2.1/tcp/9000/p2p/12D3KooWself"]
+
+    async def create_council(self, document: Mapping[str, object], *, idempotency_key: str | None) -> JsonObject:
+        self._asked("create", document, idempotency_key)
+        made: JsonObject = {"council_id": COUNCIL, **document, "id": "origin-7", "status": "forming"}
+        return made | ({"duplicate": True} if self.duplicate else {})
+
+    def councils(self, *, status: str | None) -> list[JsonObject]:
+        self._asked("councils", status)
+        return [each for each in self.formed if status in (None, each["status"])]
+
+    def council(self, council_id: str) -> JsonObject:
+        self._asked("council", council_id)
+        for each in self.formed:
+            if each["council_id"] == council_id:
+                return {**each, "claims": []}
+        raise NotFound(f"no council {council_id!r} is known here")
+
+    async def claim_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        self._asked("claim", council_id, document)
+        return {"id": "origin-8", "council_id": council_id, "role_name": document.get("role_name"), "agent_id": "a"}
+
+    async def release_role(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        self._asked("release", council_id, document)
+        return {"id": "origin-9", "council_id": council_id, "role_name": document.get("role_name"), "agent_id": "a"}
+
+    async def report_status(self, council_id: str, document: Mapping[str, object]) -> JsonObject:
+        self._asked("status", council_id, document)
+        return {"id": "origin-10", "council_id": council_id, "status": document.get("status")}
+
+    @asynccontextmanager
+    async def watch_councils(self, council_id: str | None) -> AsyncIterator[AsyncIterator[JsonObject]]:
+        if council_id is not None:
+            self.council(council_id)
+        self.watched.append(council_id)
+        async with (
+            self._follow("councils", "now") as steps,
+            aclosing(step.document async for step in steps) as documents,
+        ):
+            yield documents
+
+    def agent(self) -> JsonObject:
+        self._raise()
+        return {"agent_id": "a", "status": "idle", "backbeat": None}
+
+    def agents(self, *, capability: str | None, model: str | None, status: str | None) -> list[JsonObject]:
+        self._asked("agents", capability, model, status)
+        return self.known_agents
+
+    async def update_agent(self, changes: Mapping[str, object]) -> JsonObject:
+        self._asked("agent", changes)
+        return {"agent_id": "a", **changes}
 
     def metrics(self) -> Mapping[str, float]:
         self._raise()

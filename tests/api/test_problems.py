@@ -13,8 +13,10 @@ from p2pnode.api.limits import ApiLimits
 from p2pnode.api.problems import http_problem
 from p2pnode.errors import (
     CallerError,
+    Conflict,
     EnvironmentFault,
     Fault,
+    Forbidden,
     InvalidMessage,
     InvalidRequest,
     NotFound,
@@ -45,6 +47,8 @@ def check(answer: httpx.Response, status: int, kind: str) -> None:
         (InvalidRequest("bad"), 422, "invalid-request", None),
         (CallerError("bad"), 422, "invalid-request", None),
         (NotFound("nobody is called so"), 404, "not-found", None),
+        (Forbidden("not yours to do"), 403, "forbidden", None),
+        (Conflict("somebody has it", reason="filled"), 409, "conflict", None),
         (PayloadTooLarge("too long"), 413, "payload-too-large", None),
         (TooBusy("queue full", retry_after_seconds=2.1), 429, "too-busy", "3"),
         (Unavailable("alone", reason="no-peers"), 503, "unavailable", "1"),

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import anyio
 import trio
 
-from p2pnode.client import AsyncClient, Client, Message, Published, Subscription
+from p2pnode.client import AsyncClient, AsyncCouncilWatch, Client, CouncilWatch, Message, Published, Subscription
 
 DEADLINE_SECONDS = 60.0
 
@@ -25,12 +25,23 @@ class AnySubscription(Protocol):
     async def close(self) -> None: ...
 
 
+class AnyWatch(Protocol):
+    async def next(self) -> dict[str, Any]: ...
+
+    async def close(self) -> None: ...
+
+
 class AnyClient(Protocol):
     async def publish(self, topic: str, payload: Any, **options: Any) -> Published: ...
 
     async def get(self, what: str) -> Any: ...
 
+    async def call(self, what: str, *given: Any, **named: Any) -> Any:
+        """A method of the client by its name."""
+
     def subscribe(self, topic: str, name: str | None = None, start: str = "now") -> AnySubscription: ...
+
+    def watch(self, council_id: str | None = None) -> AnyWatch: ...
 
 
 Connect = Callable[..., AbstractAsyncContextManager[AnyClient]]
@@ -47,8 +58,25 @@ class _Sync:
     async def get(self, what: str) -> Any:
         return {"peers": self._client.peers, "node": self._client.node, "health": self._client.health}[what]()
 
+    async def call(self, what: str, *given: Any, **named: Any) -> Any:
+        return getattr(self._client, what)(*given, **named)
+
     def subscribe(self, topic: str, name: str | None = None, start: str = "now") -> AnySubscription:
         return _SyncSubscription(self._client.subscribe(topic, name, start))
+
+    def watch(self, council_id: str | None = None) -> AnyWatch:
+        return _SyncWatch(self._client.watch_councils(council_id))
+
+
+class _SyncWatch:
+    def __init__(self, councils: CouncilWatch) -> None:
+        self._councils = councils
+
+    async def next(self) -> dict[str, Any]:
+        return next(self._councils)
+
+    async def close(self) -> None:
+        self._councils.close()
 
 
 class _SyncSubscription:
@@ -83,8 +111,25 @@ class _Async:
         }
         return await asked[what]()
 
+    async def call(self, what: str, *given: Any, **named: Any) -> Any:
+        return await getattr(self._client, what)(*given, **named)
+
     def subscribe(self, topic: str, name: str | None = None, start: str = "now") -> AnySubscription:
         return _AsyncSubscription(self._client, topic, name, start)
+
+    def watch(self, council_id: str | None = None) -> AnyWatch:
+        return _AsyncWatch(self._client.watch_councils(council_id))
+
+
+class _AsyncWatch:
+    def __init__(self, councils: AsyncCouncilWatch) -> None:
+        self._councils = councils
+
+    async def next(self) -> dict[str, Any]:
+        return await anext(self._councils)
+
+    async def close(self) -> None:
+        await self._councils.aclose()
 
 
 class _AsyncSubscription:

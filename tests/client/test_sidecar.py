@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from p2pnode.client import Client, Message
-from p2pnode.errors import CallerError, InvalidRequest
+from p2pnode.errors import CallerError, Conflict, InvalidRequest, NotFound
 from tests.client.flavours import Connect, Scenario
 from tests.e2e.harness import Node, environment, running_node, start_node, stop, wait_until
 
@@ -130,6 +130,43 @@ def test_a_durable_subscription_outlives_sidecar_and_agent(run: Run, tmp_path: P
         run(third_agent)
     finally:
         stop(keepers[-1])
+
+
+def test_a_council_is_created_watched_and_claimed(run: Run, tmp_path: Path) -> None:
+    fields = {"project_name": "Test", "repository": "https://example.org/t", "core_roles": ["tpm", "architect"]}
+
+    async def scenario(connect: Connect) -> None:
+        async with connect(node.api) as client:
+            made = await client.call("create_council", idempotency_key="once", **fields)
+            again = await client.call("create_council", fields, idempotency_key="once")
+            council_id = made["council_id"]
+            assert (again["council_id"], again["duplicate"], made["status"]) == (council_id, True, "forming")
+            watch = client.watch(council_id)
+            await client.call("claim", council_id, "tpm", agent_id="first")
+            council = await watch.next()
+            while council["missing"] != ["architect"]:
+                council = await watch.next()
+            assert council["mine"] == ["tpm"]
+            with pytest.raises(Conflict) as caught:
+                await client.call("claim", council_id, "tpm", agent_id="second")
+            assert (caught.value.reason, caught.value.facts["agent_id"]) == ("filled", "first")
+            with pytest.raises(NotFound):
+                await client.call("release", council_id, "architect", agent_id="first")
+            await client.call("report_status", council_id, "cancelled", message="enough")
+            while council["status"] != "cancelled":
+                council = await watch.next()
+            await watch.close()
+            assert [each["council_id"] for each in await client.call("councils", "cancelled")] == [council_id]
+            claims = (await client.call("council", council_id))["claims"]
+            assert [(each["role_name"], each["agent_id"]) for each in claims] == [("tpm", "first")]
+            with pytest.raises(Conflict, match="cancelled"):
+                await client.call("claim", council_id, "architect", agent_id="first")
+            with pytest.raises(InvalidRequest) as invalid:
+                await client.call("create_council", {**fields, "core_roles": [{"role_name": ""}]})
+            assert [fault.field for fault in invalid.value.faults] == ["core_roles[0].role_name"]
+
+    with running_node(tmp_path, "whoosh", "--role", "whoosh") as node:
+        run(scenario)
 
 
 def test_the_example_is_an_agent(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass  # the command had all it wanted
 
-    do_GET = do_POST = _handle
+    do_GET = do_POST = do_PATCH = _handle
 
 
 class Clock:

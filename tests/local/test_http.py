@@ -12,8 +12,10 @@ import pytest
 
 from p2pnode.errors import (
     CallerError,
+    Conflict,
     Degraded,
     EnvironmentFault,
+    Forbidden,
     InvalidRequest,
     NoSidecar,
     PayloadTooLarge,
@@ -188,8 +190,9 @@ def test_an_early_refusal_of_a_large_body_is_still_read(tmp_path: Path) -> None:
     [
         (400, InvalidRequest, 64),
         (401, CallerError, 64),
-        (403, InvalidRequest, 64),
+        (403, Forbidden, 1),
         (404, Degraded, 1),
+        (409, Conflict, 1),
         (413, PayloadTooLarge, 64),
         (422, InvalidRequest, 64),
         (429, TooBusy, 2),
