@@ -31,6 +31,15 @@ START_SECONDS = 120.0
 STOP_SECONDS = 8.0
 POLL_SECONDS = 0.1
 MAX_NODES = 1000
+SKILLS = (
+    "task_coordination",
+    "general_development",
+    "security_review",
+    "testing",
+    "documentation",
+    "data_engineering",
+)
+"""Each agent has two of them, by its number: so each skill is had by a third of the agents."""
 
 Say = Callable[[str], None]
 
@@ -82,9 +91,13 @@ class Fleet:
         self._wake = wake
         self._write_end = write_end
         self._read_end = read_end
+        self._auto_claim = False
 
-    def start(self, agents: int, orchestrators: int) -> None:
+    def start(self, agents: int, orchestrators: int, *, auto_claim: bool = False) -> None:
         """Start all, the first one as bootstrap of the others, and wait until every node sees every node.
+
+        Args:
+            auto_claim: the sidecars of agents have `SKILLS`, and claim council roles that fit them.
 
         Raises:
             EnvironmentFault: a node ended, or they did not find each other in time.
@@ -92,6 +105,7 @@ class Fleet:
         plan = [("whoosh", number + 1) for number in range(orchestrators)]
         plan += [("chorus", number + 1) for number in range(agents)]
         width = len(str(max(agents, orchestrators)))
+        self._auto_claim = auto_claim
         self._write(ready=False)
         first = self._fork(*plan[0], width, bootstrap=[])
         first.bootstrap = True
@@ -126,6 +140,10 @@ class Fleet:
         while any(node.pidfd >= 0 for node in self.nodes):
             self._reap(1.0)
 
+    def kill(self, node: FleetNode) -> None:
+        """SIGKILL: it is gone without a word."""
+        self._signal(node, signal.SIGKILL)
+
     def _signal(self, node: FleetNode, number: signal.Signals) -> None:
         if node.pidfd >= 0:
             signal.pidfd_send_signal(node.pidfd, number)
@@ -144,9 +162,15 @@ class Fleet:
             "--api": [api],
             "--log-format": "json",
         }
-        loaded = load_settings({key: value for key, value in flags.items() if value}, {}, None)
-        node = FleetNode(name, role, data_dir, api, _argv(flags))
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config = None
+        if self._auto_claim and role == "chorus":
+            config = data_dir / "p2pnode.toml"
+            skills = [SKILLS[number % len(SKILLS)], SKILLS[(number + 1) % len(SKILLS)]]
+            lines = ("[agent]", f'id = "agent-{number}"', f"capabilities = {json.dumps(skills)}", "auto_claim = true")
+            config.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        loaded = load_settings({key: value for key, value in flags.items() if value}, {}, config)
+        node = FleetNode(name, role, data_dir, api, _argv({**flags, **({"--config": str(config)} if config else {})}))
         sys.stdout.flush()
         sys.stderr.flush()
         node.pid = os.fork()
@@ -317,7 +341,7 @@ def run_fleet(agents: int, orchestrators: int, directory: Path | None, say: Say)
     start = time.monotonic()
     with open_fleet(where, say) as fleet:
         try:
-            fleet.start(agents, orchestrators)
+            fleet.start(agents, orchestrators, auto_claim=True)
             count = len(fleet.nodes)
             say(
                 f"{count} of {count} nodes see all {count}, after {time.monotonic() - start:.1f} s;"

@@ -46,7 +46,7 @@ def fleet(agents: int, orchestrators: int, directory: Path | None) -> int:
 @click.command()
 @_size_options
 def demo(agents: int, orchestrators: int, directory: Path | None) -> int:
-    """A fleet, and one council opportunity told to every agent, step by step."""
+    """A fleet, one council from opportunity to active, and its architect killed, told step by step."""
     from p2pnode.demo import run_demo
 
     return run_demo(agents, orchestrators, directory)

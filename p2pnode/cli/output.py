@@ -26,6 +26,12 @@ _CODES: Final[Mapping[str, str]] = {
 _MEANING: Final[Mapping[str, str]] = {
     "alive": "green",
     "delivering": "green",
+    "active": "green",
+    "accepted": "green",
+    "forming": "yellow",
+    "assigned": "yellow",
+    "expired": "red",
+    "failed": "red",
     "suspect": "yellow",
     "degraded": "yellow",
     "dead": "red",

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any, Final, NoReturn
 
 from p2pnode.cli import output
 from p2pnode.cli.peers import SAME_NAME, shares_names, table
+from p2pnode.cli.screen import LOOK_SECONDS, can_redraw, draw, screen, terminal_size
 from p2pnode.errors import NoSidecar, Unavailable
 
 Members = list[dict[str, Any]]
 
-LOOK_SECONDS: Final = 0.2
-"""How soon a terminal of another size is drawn anew."""
-ASSUMED_SIZE: Final = os.terminal_size((80, 24))
-"""Of a terminal that does not tell."""
-
 STATES: Final = ("alive", "suspect", "dead", "left")
 RESTLESS: Final = frozenset({"rtt_ms", "score", "last_seen"})
 """Fields that differ at every look; what differs in nothing else has not changed."""
-
-_HOME: Final = "\x1b[H"
-_CLEAR_LINE: Final = "\x1b[K"
-_CLEAR_BELOW: Final = "\x1b[J"
-_ENTER: Final = "\x1b[?25l\x1b[?7l"
-"""No cursor, and what is too wide does not wrap."""
-_LEAVE: Final = "\x1b[?7h\x1b[?25h\n"
 
 
 class Watch:
@@ -56,23 +42,21 @@ class Watch:
         known = self._ask()
         if self._form == "jsonl":
             self._print_changes(known)
-        elif self._form == "json" or not output.for_people() or os.environ.get("TERM") == "dumb":
+        elif self._form == "json" or not can_redraw():
             self._print_snapshots(known)
         else:
             self._redraw(known)
 
     def _redraw(self, known: Members) -> NoReturn:
         trouble, answered_at = "", time.time()
-        with _screen():
+        with screen():
             while True:
                 due = time.monotonic() + self._every
                 drawn: os.terminal_size | None = None
                 while (left := due - time.monotonic()) > 0:
-                    size = _terminal_size()
+                    size = terminal_size()
                     if size != drawn:
-                        lines = self._lines(known, answered_at, trouble, size)
-                        sys.stdout.write(_HOME + "\n".join(line + _CLEAR_LINE for line in lines) + _CLEAR_BELOW)
-                        sys.stdout.flush()
+                        draw(self._lines(known, answered_at, trouble, size))
                         drawn = size
                     time.sleep(min(left, LOOK_SECONDS))
                 try:
@@ -180,28 +164,3 @@ def changes(
             member = newest.get(peer, old)
             fields = sorted(name for name in {*member, *old} - RESTLESS if member.get(name) != old.get(name))
             yield {**member, "change": "gone", "changed": fields, "at": at}
-
-
-def _terminal_size() -> os.terminal_size:
-    try:
-        size = os.get_terminal_size(sys.stdout.fileno())
-    except OSError:
-        return ASSUMED_SIZE
-    return size if size.columns and size.lines else ASSUMED_SIZE
-
-
-@contextmanager
-def _screen() -> Iterator[None]:
-    """The terminal as drawing needs it, and at the end as it was, however it ends."""
-
-    def end(number: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        sys.stdout.write(_ENTER)
-        yield
-    finally:
-        sys.stdout.write(_LEAVE)
-        sys.stdout.flush()
-        signal.signal(signal.SIGTERM, before)
