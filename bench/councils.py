@@ -25,11 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.measure import cpu_seconds
 from p2pnode.fleet import Fleet, FleetNode, open_fleet
 from p2pnode.local.http import refusal
 
 PATIENCE_SECONDS = 120.0
 MESH_SECONDS = 60.0
+PAUSE_SECONDS = 1.0
 CORE = (
     {"role_name": "tpm", "required_skills": ["task_coordination"]},
     {"role_name": "senior-software-architect", "required_skills": ["general_development"]},
@@ -156,6 +158,10 @@ def run(fleet: Fleet, watch: Watch, councils: int, at_once: int) -> list[Seen]:
         for council_id in [each for each in going if watch.is_active(each) and watch.is_complete(each)]:
             going.remove(council_id)
             done.append(council_id)
+            if at_once == 1:  # what was said late about one council must not slow the next one down
+                quiet = time.monotonic() + PAUSE_SECONDS
+                while time.monotonic() < quiet:
+                    watch.read(0.05)
         if time.monotonic() > deadline:
             watch.faults += [f"{each}: not active everywhere: {watch.councils[each]}" for each in going]
             break
@@ -208,12 +214,18 @@ def main(arguments: Sequence[str]) -> int:
             watch = Watch(fleet.nodes)
             try:
                 for at_once in options.at_once:
-                    before = messages(fleet)
+                    before, cpu = messages(fleet), sum(cpu_seconds(node.pid) for node in fleet.nodes)
                     seen = run(fleet, watch, options.councils, at_once)
                     print(table(f"{at_once} at a time", seen, len(fleet.nodes)), flush=True)
                     after = messages(fleet)
                     each = {topic: round((after[topic] - before[topic]) / len(seen), 1) for topic in after}
-                    print(f"  messages per council: {each}; load average {os.getloadavg()[0]:.1f}", flush=True)
+                    cpu = sum(cpu_seconds(node.pid) for node in fleet.nodes) - cpu
+                    deliveries = (sum(after.values()) - sum(before.values())) * len(fleet.nodes)
+                    print(
+                        f"  messages per council: {each}; CPU {cpu / len(seen):.2f} s per council, "
+                        f"{cpu / deliveries * 1e3:.2f} ms per message and node; load average {os.getloadavg()[0]:.1f}",
+                        flush=True,
+                    )
             finally:
                 watch.close()
             print(f"{watch.documents} council documents seen at {len(fleet.nodes)} nodes, {len(watch.faults)} faults")
