@@ -22,7 +22,7 @@ ABANDONED_SECONDS = 30.0
 def decision_json(update: StatusUpdate) -> dict[str, Any]:
     """A decision as it is published. Every seat says who holds it; what roles are about the opportunity says."""
     return {
-        **to_json(update.model_copy(update={"roles": []})),
+        **to_json(update),
         "roles": [
             {
                 "role_name": seat.role_name,

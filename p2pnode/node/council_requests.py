@@ -327,7 +327,9 @@ class CouncilRequests:
 def _beyond_a_decision(opportunity: CouncilOpportunity) -> list[Fault]:
     """Each decision names every role with its skills: roles that do not fit into one message never get a holder."""
     seats = list(open_seats(opportunity))
-    empty = decision_json(StatusUpdate(council_id=opportunity.council_id, status=Status.FORMING, roles=seats))
+    empty = decision_json(
+        StatusUpdate.model_construct(council_id=opportunity.council_id, status=Status.FORMING, roles=seats)
+    )
     size = len(json.dumps(empty, ensure_ascii=False).encode()) + SEAT_BYTES * len(seats)
     if size <= MAX_PAYLOAD_BYTES:
         return []

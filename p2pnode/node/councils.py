@@ -59,6 +59,7 @@ REASSERT_SECONDS = 2.0
 LEAST_PAUSE_SECONDS = 0.005
 
 DRAINING = "draining"
+LOCAL = "local"
 
 
 class Stored(Protocol):
@@ -284,14 +285,16 @@ class CouncilKeeper:
             self._note_status(document, stamp, changed=council is not None)
         if council is not None and council.authority is not None:
             if entry.topic == OPPORTUNITY_TOPIC:
-                self._note_opportunity(council.id, stamp)
+                self._note_opportunity(council.id, stamp, is_new=entry.carrier == LOCAL)
             self._note_held(council)
             self.watchers.changed(council.id)
             self._look_at(council.id, trio.current_time())
 
-    def _note_opportunity(self, council_id: str, stamp: Stamp) -> None:
-        if stamp.peer == self._tools.me:
+    def _note_opportunity(self, council_id: str, stamp: Stamp, *, is_new: bool) -> None:
+        if stamp.peer == self._tools.me and is_new:
             self._tools.metrics.published(council_id)
+        elif stamp.peer == self._tools.me:  # lost here and back from others, who may hold our decisions too
+            self._duty(council_id).not_before = stamp.seen_at + SETTLE_SECONDS
         self._tools.metrics.handled()
 
     def _note_held(self, council: Council) -> None:
@@ -370,7 +373,7 @@ class CouncilKeeper:
             self._tools.metrics.failed(str(document["council_id"]))
             raise
         self._tools.metrics.published(str(document["council_id"]))
-        await self.catch_up()
+        await self._read_patiently()  # before it is known, the next decision would get its number
 
     # -- deciding ----------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from p2pnode.node.councils import CouncilSettings
 from p2pnode.wire.payload import decode_payload, encode_json_payload
 from p2pnode.wire.pubsub import decode_message, seal_message
 from tests.node.fakes import START_NS, Fleet, Running, open_fleet, until
+from tests.node.stores import MemoryStore
 
 TOPICS = (OPPORTUNITY_TOPIC, CLAIMS_TOPIC, STATUS_TOPIC)
 SKILLS = ("design", "backend", "testing", "operations")
@@ -49,8 +50,8 @@ class CouncilFleet:
     def up(self) -> list[Running]:
         return [each for each in (*self.orchestrators, *self.agents) if each.peer_id not in self.network.down]
 
-    def again(self, old: Running, by: Running, settings: CouncilSettings | None = None) -> Running:
-        """A process that was stopped, started once more with what its disk holds."""
+    def again(self, old: Running, by: Running, *, forgets: bool = False) -> Running:
+        """A process that was stopped, started once more with what its disk holds, or with a new one."""
         self.network.hosts.pop(old.host.addr)
         self.network.revive(old.peer_id)
         is_orchestrator = old in self.orchestrators
@@ -61,9 +62,9 @@ class CouncilFleet:
             seqnos=old.seqnos,
             incarnations=old.incarnations,
             known=old.known,
-            store=old.store,
+            store=MemoryStore() if forgets else old.store,
             role=old.members.own.role,
-            councils=settings or old.node._settings.councils,
+            councils=old.node._settings.councils,
             capabilities=old.members.own.capabilities,
         )
         group = self.orchestrators if is_orchestrator else self.agents
@@ -148,9 +149,7 @@ def summary(node: Running, council_id: str) -> dict[str, Any] | None:
 
 
 def seat_of(node: Running, council_id: str, role: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(
-        each for each in node.node.council(council_id)["roles"] if each["role_name"] == role
-    )
+    found: dict[str, Any] = next(each for each in node.node.council(council_id)["roles"] if each["role_name"] == role)
     return found
 
 
@@ -159,12 +158,12 @@ def decisions(fleet: CouncilFleet) -> list[tuple[str, dict[str, Any]]]:
     raws = {raw for node in fleet.fleet.nodes for raw in node.store.raws.values()}
     messages = [decode_message(raw) for raw in raws]
     documents = [(m.origin.hex(), decode_payload(m.data).document) for m in messages if m.topic == STATUS_TOPIC]
-    return [(origin, document) for origin, document in documents if document is not None and document.get("term")]
+    return [(origin, dict(document)) for origin, document in documents if document is not None and document.get("term")]
 
 
-def says(identity: Identity, topic: str, document: Mapping[str, object], number: int = START_NS, body: bytes = b"") -> bytes:
+def says(
+    identity: Identity, topic: str, document: Mapping[str, object], number: int = START_NS, body: bytes = b""
+) -> bytes:
     """The signed bytes of a document, as somebody outside may send it."""
     data = encode_json_payload(body or json.dumps(document).encode(), document, Metadata(published_at_ns=START_NS))
-    return seal_message(
-        origin=identity.peer_id_bytes, seqno=number, topic=topic, data=data, sign=identity.sign
-    ).raw
+    return seal_message(origin=identity.peer_id_bytes, seqno=number, topic=topic, data=data, sign=identity.sign).raw
