@@ -48,17 +48,19 @@ unit-host: $(READY)
 
 # In three parts side by side: the first mostly computes, the others mostly wait for peers and processes.
 PEERS := tests/client tests/discovery tests/faults tests/interop tests/swarm
+COUNCILS := tests/e2e/test_councils.py tests/e2e/test_council_owners.py
 test: $(READY) programs interop
 	$(MAKE) --no-print-directory -j3 --output-sync=target test-here test-peers test-processes
 
 test-here: $(READY)
 	$(BIN)/python -m pytest tests $(PEERS:%=--ignore %) --ignore tests/e2e -m "not soak"
+	$(BIN)/python -m pytest $(COUNCILS) -m "not soak"
 
 test-peers: $(READY)
 	$(BIN)/python -m pytest $(PEERS) -m "not soak"
 
 test-processes: $(READY)
-	$(BIN)/python -m pytest tests/e2e -m "not soak"
+	$(BIN)/python -m pytest tests/e2e $(COUNCILS:%=--ignore %) -m "not soak"
 
 soak: $(READY) swarm-tools
 	$(BIN)/python -m pytest tests -m soak

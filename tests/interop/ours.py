@@ -63,7 +63,8 @@ class OurNode:
 
 @asynccontextmanager
 async def open_node(directory: Path, *flags: str, stack: Stack, **env: str) -> AsyncIterator[OurNode]:
-    """A sidecar on loopback that takes part in `TOPIC` and `OPPORTUNITIES`, for as long as the block lasts."""
+    """A sidecar on loopback that takes part in `TOPIC` and `OPPORTUNITIES` unless `env` says otherwise, for as long as
+    the block lasts."""
     node = _start(directory, flags, {"P2PNODE_TRANSPORT_STACK": stack, **env})
     try:
 
@@ -83,9 +84,8 @@ async def open_node(directory: Path, *flags: str, stack: Stack, **env: str) -> A
 def _start(directory: Path, flags: Sequence[str], env: Mapping[str, str]) -> Node:
     directory.mkdir(exist_ok=True)
     topics = f"{TOPIC},{OPPORTUNITIES}"
-    return start_node(
-        directory, "ours", *flags, env=environment(directory / "run", P2PNODE_GOSSIP_TOPICS=topics, **env)
-    )
+    settings = {"P2PNODE_GOSSIP_TOPICS": topics, **env}
+    return start_node(directory, "ours", *flags, env=environment(directory / "run", **settings))
 
 
 class Heard:
