@@ -47,12 +47,6 @@ STRANGER_SECONDS = 5.0
 CATCH_UP_SECONDS = 10.0
 """After a start no council is taken over: of what is heard first the decisions may still be missing."""
 
-LATE_SECONDS = 0.03
-"""A timer that fires so much late: this machine is behind, also with what others said, and a claim may be too many."""
-
-MOST_POSTPONED = 3
-"""How often a claim is put off for that."""
-
 REASSERT_SECONDS = 2.0
 """Pause between two decisions that only say again who decides."""
 
@@ -136,7 +130,6 @@ class _Duty:
         gone_since: since when its owner is gone, monotonic.
         plan: when our agent claims, monotonic.
         first_for: the role that it stands first in line for.
-        postponed: how often the plan was put off because this machine is behind.
         asserted: when we last decided, monotonic.
         not_before: nothing is decided earlier, monotonic.
         contested: somebody of a lower authority decides too.
@@ -147,7 +140,6 @@ class _Duty:
     gone_since: float | None = None
     plan: float | None = None
     first_for: str = ""
-    postponed: int = 0
     asserted: float = -math.inf
     not_before: float = -math.inf
     contested: bool = False
@@ -522,7 +514,7 @@ class CouncilKeeper:
         if council.status is Status.FORMING and 0 < council.deadline_ns <= self._tools.wall_ns():
             return math.inf
         if claiming.fits(council, own.capabilities) < claiming.MIN_FIT:
-            duty.plan, duty.postponed = None, 0
+            duty.plan = None
             return math.inf
         agent_id = own.agent_id or own.name
         running = self.running_roles(agent_id)
@@ -532,10 +524,6 @@ class CouncilKeeper:
             duty.first_for = turn.role_name if turn is not None else ""
             duty.plan = now + (turn.seconds if turn is not None else claiming.AGAIN_SECONDS)
         if now < duty.plan:
-            return duty.plan
-        if now > duty.plan + LATE_SECONDS and not duty.first_for and duty.postponed < MOST_POSTPONED:
-            duty.postponed += 1
-            duty.plan = now + claiming.MOST_SECONDS * (0.5 + self._tools.rng.random())
             return duty.plan
         wall_ns = self._tools.wall_ns()
         me = Claimant(self._tools.me, agent_id)

@@ -24,8 +24,11 @@ FIRST_SECONDS = 0.02
 OTHERS_SECONDS = 0.2
 """Before it nobody else claims: time for the first ones' claims, one for each role, to reach all."""
 
-LINE = 10
-"""Who stands further down the line claims together with this one."""
+RELAY_SECONDS = 0.25
+"""How much longer each one further down the line waits for those before it, who are alive and ought to speak."""
+
+LINE = 6
+"""Who stands further down than this waits no longer than this one."""
 
 ENOUGH_BETTER = 1
 """As many better claims are known, of agents that are there and hold no role yet: then ours is withheld."""
@@ -55,7 +58,7 @@ class Turn:
     """When an agent claims.
 
     Args:
-        seconds: from now, 0 to 0.3.
+        seconds: from now: 0 to 0.3 for the first two in a line.
         role_name: the role it stands first in line for; empty when it is first for none.
     """
 
@@ -68,7 +71,8 @@ def turn(council: Council, me: Rival, rivals: Iterable[Rival], rng: Random) -> T
 
     Every node knows who is there, what they can do and how many roles they hold, so each finds its own place in the
     line for each open role: best fit, fewest running roles, then an order that differs from role to role. Each role has
-    a first one in line, who claims it at once; the others hear of it before it is their turn, and then keep silent.
+    a first one in line, who claims it at once, and a second one 0.2 to 0.3 s later; the others, in turn, only if they
+    still hear of nobody: on a crowded machine the first claim may take that long to reach them.
     """
     everybody = [me, *(each for each in rivals if each.claimant.peer != me.claimant.peer)]
     known: dict[tuple[str, tuple[str, ...]], float] = {}
@@ -96,8 +100,8 @@ def turn(council: Council, me: Rival, rivals: Iterable[Rival], rng: Random) -> T
         places += [place for place, each in enumerate(line) if each[3] is me]
     if not places:
         return None
-    behind = min(min(places) + rng.random(), LINE)
-    return Turn(OTHERS_SECONDS + (MOST_SECONDS - OTHERS_SECONDS) * behind / LINE)
+    second = OTHERS_SECONDS + (MOST_SECONDS - OTHERS_SECONDS) * rng.random()
+    return Turn(second + RELAY_SECONDS * min(max(min(places) - 1, 0), LINE))
 
 
 def fits(council: Council, capabilities: Collection[str]) -> float:
