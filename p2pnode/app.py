@@ -101,6 +101,10 @@ class _Sidecar:
         self._parent = parent
         self._leave = trio.Event()
         self._agent: trio.Process | None = None
+        # While the agent is being started it may already run, and a signal waits until we can pass it on.
+        self._agent_settled = trio.Event()
+        if agent_command is None:
+            self._agent_settled.set()
         self.exit_code = 0
 
     async def run(self) -> None:
@@ -244,6 +248,7 @@ class _Sidecar:
 
     async def _watch_signals(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
+            await self._agent_settled.wait()
             agent = self._agent
             if agent is None or agent.returncode is not None:
                 if number in _LEAVING:
@@ -279,6 +284,8 @@ class _Sidecar:
             self.exit_code = 127 if error.errno == errno.ENOENT else 126
             self._leave.set()
             return
+        finally:
+            self._agent_settled.set()
         log.info("agent started", extra={"pid": self._agent.pid, "command": command[0]})
         status = await self._agent.wait()
         self.exit_code = 128 - status if status < 0 else status
