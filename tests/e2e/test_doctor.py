@@ -228,7 +228,7 @@ def test_twin(tmp_path: Path) -> None:
         running_node(tmp_path, "b", "--bootstrap", a.bootstrap, env=env) as b,
     ):
         wait_until("they are linked", lambda: b.get("/api/v1/node")["links"] == 1)
-        shutil.copytree(tmp_path / "b", tmp_path / "copy", ignore=shutil.ignore_patterns("lock"))
+        shutil.copytree(tmp_path / "b", tmp_path / "copy", ignore=shutil.ignore_patterns("lock", "*.new"))
         copy = start_node(tmp_path, "copy", "--bootstrap", a.bootstrap, env=env)
         assert copy.process is not None
         try:
