@@ -47,20 +47,22 @@ unit-host: $(READY)
 	$(UNIT) tests/host tests/api
 
 # In three parts side by side: the first mostly computes, the others mostly wait for peers and processes.
-PEERS := tests/client tests/discovery tests/faults tests/interop tests/swarm
-COUNCILS := tests/e2e/test_councils.py tests/e2e/test_council_owners.py
+PEERS := tests/carriers tests/client tests/discovery tests/faults tests/interop tests/swarm
+APART := $(addprefix tests/e2e/test_,councils.py council_owners.py bridge.py two_fleets.py roads.py versions.py sources.py load.py)
+# Of each property's examples; `make test SHARE=1` tries all of them.
+SHARE := 0.4
 test: $(READY) programs interop
 	$(MAKE) --no-print-directory -j3 --output-sync=target test-here test-peers test-processes
 
 test-here: $(READY)
-	$(BIN)/python -m pytest tests $(PEERS:%=--ignore %) --ignore tests/e2e -m "not soak"
-	$(BIN)/python -m pytest $(COUNCILS) -m "not soak"
+	PROPERTY_SHARE=$(SHARE) $(BIN)/python -m pytest tests $(PEERS:%=--ignore %) --ignore tests/e2e -m "not soak"
+	$(BIN)/python -m pytest $(APART) -m "not soak"
 
 test-peers: $(READY)
 	$(BIN)/python -m pytest $(PEERS) -m "not soak"
 
 test-processes: $(READY)
-	$(BIN)/python -m pytest tests/e2e $(COUNCILS:%=--ignore %) -m "not soak"
+	$(BIN)/python -m pytest tests/e2e $(APART:%=--ignore %) -m "not soak"
 
 soak: $(READY) swarm-tools
 	$(BIN)/python -m pytest tests -m soak

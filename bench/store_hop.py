@@ -67,7 +67,7 @@ class Arrivals(Receipts):
         self.at_ns: dict[str, int] = {}
         self.ids: list[str] = []
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         now = time.monotonic_ns()
         _, _, sent = HEADER.unpack_from(decode_payload(message.data).body)
         message_id = format_message_id(message.id)

@@ -18,6 +18,7 @@ from random import Random
 import trio
 
 from p2pnode import __version__
+from p2pnode.adapters import http_carrier, other_roads, policy_of
 from p2pnode.api.server import open_api
 from p2pnode.config import Loaded, Settings
 from p2pnode.config.checks import check_network_key
@@ -199,7 +200,13 @@ class _Sidecar:
                         settings.councils.formation_seconds,
                         settings.agent.auto_claim,
                         frozenset(PeerId(each) for each in settings.trust.orchestrators),
+                        frozenset(PeerId(each) for each in settings.trust.bridges),
+                        frozenset(settings.trust.bridged_topics),
                     ),
+                    carriers=policy_of(settings),
+                    cluster=settings.agent.cluster_id,
+                    subjects=settings.nats.subjects,
+                    legacy=settings.legacy.endpoints,
                 ),
                 Keys(identity.peer_id_bytes, identity.sign, _verify_record, verify_message),
                 host,
@@ -213,6 +220,7 @@ class _Sidecar:
                 wall_ns=time.time_ns,
                 rng=Random(os.urandom(16)),
                 api_addresses=lambda: [str(address) for address in addresses],
+                other_roads=other_roads(settings, data_dir, name, network_key),
             )
             async with open_meshsub(host, Random(os.urandom(16))) as streams, AsyncExitStack() as served:
                 gossip = RoutedGossip(
@@ -234,6 +242,7 @@ class _Sidecar:
                     open_api(node, listeners, token=token, allowed_hosts=settings.api.allowed_hosts)
                 )
                 addresses = api.addresses
+                await served.enter_async_context(http_carrier(settings, node, network_key))
                 with ExitStack() as stack:
                     stack.enter_context(
                         register(
@@ -391,12 +400,11 @@ async def _yield_to_twin(node: Node) -> None:
 
 
 def _warn_of_trust(settings: Settings) -> None:
-    for key, what in (
-        ("orchestrators", "opportunities, assignments and statuses"),
-        ("bridges", "imported messages"),
-    ):
-        if not getattr(settings.trust, key):
-            log.warning(f"trust.{key} is empty: {what} of any member count", extra={"key": f"trust.{key}"})
+    if not settings.trust.orchestrators:
+        log.warning(
+            "trust.orchestrators is empty: opportunities, assignments and statuses of any member count",
+            extra={"key": "trust.orchestrators"},
+        )
 
 
 def _network_key(settings: Settings) -> bytes:

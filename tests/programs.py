@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-PACKAGES: Final = {"strace": "strace", "jq": "jq", "curl": "curl"}
+PACKAGES: Final = {"strace": "strace", "jq": "jq", "curl": "curl", "/usr/sbin/nats-server": "nats-server"}
 """Program to the package that holds it."""
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -71,7 +71,7 @@ class Receipts:
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return Accept()
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         self.took(message.data)
 
     def took(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from p2pnode.api.documents import JsonChunks
+from p2pnode.api.documents import JsonChunks, outside_json
 from p2pnode.api.events import EventStream, council_event
 from p2pnode.api.limits import ApiLimits
 from p2pnode.api.metrics import ApiCounters
@@ -65,26 +65,26 @@ class CouncilResources:
                 raise InvalidRequest("the council cannot be created", faults)
             document = await read_any_object(request, _COUNCIL)
             made = await self._sidecar.create_council(document, idempotency_key=key)
-            return _answer(made, 202, Location=f"{COUNCILS}/{quote(str(made['council_id']), safe='')}")
+            return outside_json(made, 202, Location=f"{COUNCILS}/{quote(str(made['council_id']), safe='')}")
         status = read_filter(request, "status", faults)
         if faults:
             raise InvalidRequest("the councils cannot be listed", faults)
         return _listing(self._sidecar.councils(status=status))
 
     async def council(self, request: Request) -> Response:
-        return _answer(self._sidecar.council(path_segment(request, "id")))
+        return outside_json(self._sidecar.council(path_segment(request, "id")))
 
     async def claim(self, request: Request) -> Response:
         council_id = path_segment(request, "id")
-        return _answer(await self._sidecar.claim_role(council_id, await read_any_object(request, _ROLE)), 202)
+        return outside_json(await self._sidecar.claim_role(council_id, await read_any_object(request, _ROLE)), 202)
 
     async def release(self, request: Request) -> Response:
         council_id = path_segment(request, "id")
-        return _answer(await self._sidecar.release_role(council_id, await read_any_object(request, _ROLE)), 202)
+        return outside_json(await self._sidecar.release_role(council_id, await read_any_object(request, _ROLE)), 202)
 
     async def status(self, request: Request) -> Response:
         council_id = path_segment(request, "id")
-        return _answer(await self._sidecar.report_status(council_id, await read_any_object(request, _STATUS)), 202)
+        return outside_json(await self._sidecar.report_status(council_id, await read_any_object(request, _STATUS)), 202)
 
     async def all_events(self, _request: Request) -> EventStream[JsonObject]:
         return self._watch(None)
@@ -94,8 +94,8 @@ class CouncilResources:
 
     async def agent(self, request: Request) -> Response:
         if request.method == "PATCH":
-            return _answer(await self._sidecar.update_agent(await read_any_object(request, _AGENT)))
-        return _answer(self._sidecar.agent())
+            return outside_json(await self._sidecar.update_agent(await read_any_object(request, _AGENT)))
+        return outside_json(self._sidecar.agent())
 
     async def agents(self, request: Request) -> JsonChunks:
         faults: list[Fault] = []
@@ -112,11 +112,6 @@ class CouncilResources:
             limits=self._limits,
             counters=self._counters,
         )
-
-
-def _answer(document: JsonObject, status: int = 200, **headers: str) -> Response:
-    """A document that peers had a hand in: what has no JSON form is null and named in `unreadable`."""
-    return Response(encode_message(document), status, headers=headers, media_type="application/json")
 
 
 def _listing(documents: Sequence[JsonObject]) -> JsonChunks:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from p2pnode.wire.json_text import encode
+from p2pnode.wire.json_text import encode, encode_message
 
 
 class JsonChunks:
@@ -46,3 +46,8 @@ async def disconnected(receive: Receive) -> None:
 
 def json_response(value: Any, status: int = 200) -> Response:
     return Response(encode(value), status, media_type="application/json")
+
+
+def outside_json(document: Mapping[str, Any], status: int = 200, **headers: str) -> Response:
+    """A document that others had a hand in: what has no JSON form is null and named in `unreadable`."""
+    return Response(encode_message(document), status, headers=headers, media_type="application/json")

@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from p2pnode.api import problems
+from p2pnode.api.carriers import CarrierResources
 from p2pnode.api.councils import CouncilResources
 from p2pnode.api.deliveries import DeliveryResources
 from p2pnode.api.documents import JsonChunks, json_response
@@ -71,6 +72,10 @@ GET  /api/v1/councils/{id}/events            likewise, of one
 GET  /api/v1/agent                           what is said of this node's agent
 PATCH /api/v1/agent                          change it: {"status","current_team","capabilities",...}
 GET  /api/v1/agents                          agents of live members: ?capability=&model=&status=
+GET  /api/v1/carriers                        which roads own messages take: gossip, NATS, HTTP
+PATCH /api/v1/carriers                       change them until the next start: {"gossip","nats","http",
+                                             "canary_percent","rollback"}
+GET  /api/v1/bridge                          what a bridge does; 404 where the node is none
 GET  /api/v1/bootstrap-peers                 addresses another node can join by
 
 A slash inside a topic name is written %2F. Errors are application/problem+json (RFC 9457).
@@ -114,6 +119,7 @@ class Resources:
             Route("/api/v1/topics/{topic}/events", self.topic_events),
             *self._deliveries.routes(),
             *self._councils.routes(),
+            *CarrierResources(self._sidecar).routes(),
             Route("/api/v1/bootstrap-peers", self.bootstrap_peers),
         ]
 

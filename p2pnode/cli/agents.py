@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
-from click.core import ParameterSource
 
 from p2pnode.cli import output
 from p2pnode.cli.node import form_option
-from p2pnode.cli.sidecar import connect, object_of, rows_of, sidecar_options
+from p2pnode.cli.sidecar import connect, flags_before_subcommand, object_of, rows_of, sidecar_options
 from p2pnode.local.http import quote, refusal
 
 AGENT: Final = "/api/v1/agent"
@@ -45,10 +44,7 @@ def agent(context: click.Context, form: str, api: str | None, api_token_file: st
     """What all members are told of this sidecar's agent. Without a subcommand: `show`."""
     if context.invoked_subcommand is None:
         return _show(form, api, api_token_file)
-    named = {"-o": "form", "--api": "api", "--api-token-file": "api_token_file"}
-    given = [flag for flag, name in named.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if given:
-        raise click.UsageError(f"write {', '.join(given)} after {context.invoked_subcommand}", context)
+    flags_before_subcommand(context)
     return 0
 
 

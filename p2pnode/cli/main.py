@@ -20,6 +20,7 @@ PIPE_CLOSED: Final = 141
 
 COMMANDS: Final[Mapping[str, str]] = {
     "run": "p2pnode.cli.run:run",
+    "bridge": "p2pnode.cli.bridge:bridge",
     "fleet": "p2pnode.cli.fleet:fleet",
     "demo": "p2pnode.cli.fleet:demo",
     "peers": "p2pnode.cli.peers:peers",
@@ -36,6 +37,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "agent": "p2pnode.cli.agents:agent",
     "agents": "p2pnode.cli.agents:agents",
     "deliveries": "p2pnode.cli.deliveries:deliveries",
+    "carriers": "p2pnode.cli.carriers:carriers",
     "keygen": "p2pnode.cli.local:keygen",
     "store": "p2pnode.cli.store:store",
     "config": "p2pnode.cli.local:config",

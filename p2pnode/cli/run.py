@@ -12,7 +12,7 @@ from p2pnode.cli.settings import load, settings_options
 _AGENT: Final = "p2pnode.agent-command"
 
 
-class RunCommand(click.Command):
+class TakesAgent(click.Command):
     """Takes what follows `--` as the agent's command line, untouched.
 
     click alone cannot tell `run -- sh` from `run sh`, and a flag that lost its dashes must not start a program.
@@ -29,7 +29,7 @@ class RunCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-@click.command(cls=RunCommand, options_metavar="[OPTIONS] [-- COMMAND...]")
+@click.command(cls=TakesAgent, options_metavar="[OPTIONS] [-- COMMAND...]")
 @settings_options
 @click.pass_context
 def run(ctx: click.Context, /, **flags: Any) -> int:
@@ -38,9 +38,24 @@ def run(ctx: click.Context, /, **flags: Any) -> int:
     The agent starts when the sidecar is ready, finds it in P2PNODE_API, gets its signals, and its exit
     status becomes that of this command.
     """
+    return start(ctx, flags)
+
+
+def start(ctx: click.Context, flags: dict[str, Any]) -> int:
+    """Run a sidecar until it leaves; the exit code.
+
+    Args:
+        ctx: of a `TakesAgent` command.
+        flags: the values of `settings_options`.
+    """
     settings = load(flags)
-    agent: Sequence[str] | None = ctx.meta.get(_AGENT)
 
     from p2pnode.app import run_sidecar
 
-    return run_sidecar(settings, agent)
+    return run_sidecar(settings, agent_command(ctx))
+
+
+def agent_command(ctx: click.Context) -> Sequence[str] | None:
+    """What a `TakesAgent` command found after `--`; None without."""
+    agent: Sequence[str] | None = ctx.meta.get(_AGENT)
+    return agent

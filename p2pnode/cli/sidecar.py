@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from p2pnode.errors import CallerError, InvalidRequest, NoSidecar
 from p2pnode.local.address import ApiListener, parse_api_address
@@ -33,6 +34,27 @@ def sidecar_options(command: Callable[..., int]) -> Callable[..., int]:
     ):
         command = option(command)
     return command
+
+
+def flags_before_subcommand(context: click.Context) -> None:
+    """Refuse flags that stand before a group's subcommand, where they would do nothing.
+
+    Raises:
+        click.UsageError: some were given.
+    """
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if not given:
+        return
+    name = context.invoked_subcommand or ""
+    command = context.command.get_command(context, name) if isinstance(context.command, click.Group) else None
+    known = {flag for parameter in command.params for flag in parameter.opts} if command else set[str]()
+    if foreign := [flag for flag in given if flag not in known]:
+        raise click.UsageError(f"{name} does not know {', '.join(foreign)}", context)
+    raise click.UsageError(f"write {', '.join(given)} after {name}", context)
 
 
 def connect(api: str | None, token_file: str | None) -> Client:

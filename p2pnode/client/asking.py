@@ -228,6 +228,14 @@ def send_json(
     return document(answer.json())
 
 
+def checked(fields: Mapping[str, Any], known: type) -> dict[str, Any]:
+    """Raises TypeError for a keyword that no request has: members unknown to the sidecar may be left alone there."""
+    for name in fields:
+        if name not in known.__annotations__:
+            raise TypeError(f"{name!r} is none of the keywords: {', '.join(known.__annotations__)}")
+    return dict(fields)
+
+
 def _header_faults(fields: Mapping[str, str], *, ascii_only: bool = False) -> list[Fault]:
     return [
         Fault(name, f"{value!r} cannot be sent: an HTTP header has printable text without blanks around it")

@@ -24,6 +24,7 @@ from p2pnode.client.asking import (
     publish,
     query,
 )
+from p2pnode.client.carriers import CarrierFields, bridge, carriers, set_carriers
 from p2pnode.client.councils import (
     AgentFields,
     ClaimFields,
@@ -149,6 +150,18 @@ class AsyncClient:
     async def update_agent(self, **fields: Unpack[AgentFields]) -> dict[str, Any]:
         """As `Client.update_agent`."""
         return await self._run(update_agent(fields, self._timeout))
+
+    async def carriers(self) -> dict[str, Any]:
+        """As `Client.carriers`."""
+        return await self._run(carriers(self._timeout))
+
+    async def set_carriers(self, **changes: Unpack[CarrierFields]) -> dict[str, Any]:
+        """As `Client.set_carriers`."""
+        return await self._run(set_carriers(changes, self._timeout))
+
+    async def bridge(self) -> dict[str, Any]:
+        """As `Client.bridge`."""
+        return await self._run(bridge(self._timeout))
 
     async def aclose(self) -> None:
         """Close its connections, and end its subscriptions."""

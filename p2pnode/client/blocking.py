@@ -23,6 +23,7 @@ from p2pnode.client.asking import (
     publish,
     query,
 )
+from p2pnode.client.carriers import CarrierFields, bridge, carriers, set_carriers
 from p2pnode.client.councils import (
     AgentFields,
     ClaimFields,
@@ -199,6 +200,23 @@ class Client:
     def update_agent(self, **fields: Unpack[AgentFields]) -> dict[str, Any]:
         """Change what is said of the sidecar's agent; all members hear of it. Raises as `publish`."""
         return self._run(update_agent(fields, self._timeout))
+
+    def carriers(self) -> dict[str, Any]:
+        """Which roads the sidecar's own messages take, and how each stands; raises as `publish`."""
+        return self._run(carriers(self._timeout))
+
+    def set_carriers(self, **changes: Unpack[CarrierFields]) -> dict[str, Any]:
+        """Change roads until the sidecar's next start; what is not named stays. What `carriers` gives then.
+
+        Raises:
+            InvalidRequest: with one fault for each field that is wrong, or no road would be left.
+            Unavailable, NoSidecar: as `publish`.
+        """
+        return self._run(set_carriers(changes, self._timeout))
+
+    def bridge(self) -> dict[str, Any]:
+        """What a bridge exports and imports, and how far behind it is; NotFound when the sidecar is no bridge."""
+        return self._run(bridge(self._timeout))
 
     def close(self) -> None:
         self._http.close()

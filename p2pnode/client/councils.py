@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypedDict
 from urllib.parse import quote, urlencode
 
-from p2pnode.client.asking import Call, NotASidecar, Steps, document, listing, query, send_json
+from p2pnode.client.asking import Call, NotASidecar, Steps, checked, document, listing, query, send_json
 from p2pnode.client.following import Feed
 from p2pnode.errors import Fault, InvalidRequest
 from p2pnode.local.sse import Event, MalformedStream, events
@@ -80,7 +80,7 @@ class AgentFields(TypedDict, total=False):
 def create_council(
     council: Mapping[str, Any] | None, fields: CouncilFields, key: str | None, timeout: float
 ) -> Steps[dict[str, Any]]:
-    content = {**(council or {}), **_checked(fields, CouncilFields)}
+    content = {**(council or {}), **checked(fields, CouncilFields)}
     # One key for all attempts: an answer that was lost on the way makes no second council.
     return send_json("POST", COUNCILS, content, timeout, key=uuid.uuid4().hex if key is None else key)
 
@@ -94,17 +94,17 @@ def council(council_id: str, timeout: float) -> Steps[dict[str, Any]]:
 
 
 def claim(council_id: str, role_name: str, fields: ClaimFields, timeout: float) -> Steps[dict[str, Any]]:
-    content = {"role_name": role_name, **_checked(fields, ClaimFields)}
+    content = {"role_name": role_name, **checked(fields, ClaimFields)}
     return send_json("POST", f"{_path(council_id)}/claims", content, timeout)
 
 
 def release(council_id: str, role_name: str, fields: ReleaseFields, timeout: float) -> Steps[dict[str, Any]]:
-    content = {"role_name": role_name, **_checked(fields, ReleaseFields)}
+    content = {"role_name": role_name, **checked(fields, ReleaseFields)}
     return send_json("POST", f"{_path(council_id)}/release", content, timeout)
 
 
 def report_status(council_id: str, status: str, fields: ReportFields, timeout: float) -> Steps[dict[str, Any]]:
-    content = {"status": status, **_checked(fields, ReportFields)}
+    content = {"status": status, **checked(fields, ReportFields)}
     return send_json("POST", f"{_path(council_id)}/status", content, timeout)
 
 
@@ -119,7 +119,7 @@ def agents(
 
 
 def update_agent(fields: AgentFields, timeout: float) -> Steps[dict[str, Any]]:
-    return send_json("PATCH", "/api/v1/agent", _checked(fields, AgentFields), timeout)
+    return send_json("PATCH", "/api/v1/agent", checked(fields, AgentFields), timeout)
 
 
 class Watching(Feed):
@@ -165,14 +165,6 @@ class Watching(Feed):
         if len(self._given) > REMEMBERED_COUNCILS:
             del self._given[next(iter(self._given))]
         return [] if before == digest else [found]
-
-
-def _checked(fields: Mapping[str, Any], known: type) -> dict[str, Any]:
-    """Raises TypeError for a keyword that no request has: members unknown to the sidecar may be left alone there."""
-    for name in fields:
-        if name not in known.__annotations__:
-            raise TypeError(f"{name!r} is none of the keywords: {', '.join(known.__annotations__)}")
-    return dict(fields)
 
 
 def _list(path: str, chosen: Mapping[str, str | None], timeout: float) -> Steps[list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from p2pnode.core.message import parse_topic
 from p2pnode.core.peerid import peer_id_bytes
+from p2pnode.core.subjects import check_mapping
 from p2pnode.errors import InvalidMessage
 from p2pnode.local.address import is_host_name
 
@@ -212,3 +213,54 @@ def check_path(value: object) -> object:
 
 def check_path_or_none(value: object) -> object:
     return None if value == "" else check_path(value)
+
+
+def check_carrier_listener(value: str) -> str:
+    if not value:
+        return value
+    host, colon, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"must be HOST:PORT, such as 0.0.0.0:9001 or [::]:9001, not {value!r}")
+    try:
+        return f"[{ipaddress.IPv6Address(host)}]:{int(port)}" if ":" in host else f"{host}:{int(port)}"
+    except ValueError:
+        raise ValueError(f"{host!r} is no IPv6 address") from None
+
+
+def check_nats_url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        good = url.scheme in ("nats", "tls") and bool(url.hostname) and (url.port is None or url.port > 0)
+    except ValueError:
+        good = False
+    if not good or not value.isprintable() or " " in value or url.path not in ("", "/") or url.query or url.fragment:
+        raise ValueError("must be nats://HOST:PORT or tls://HOST:PORT, without path (what was given is not repeated)")
+    if url.username is not None or url.password is not None:
+        raise ValueError(
+            "must not hold a user or password, which logs would show: set nats.user and nats.password, or nats.token"
+        )
+    return value.rstrip("/")
+
+
+def check_secret(value: str) -> str:
+    if len(value) > 4096 or not value.isprintable():
+        raise ValueError("must be at most 4096 printable characters (what was given is not repeated)")
+    return value
+
+
+def check_subject_pair(value: str) -> str:
+    topic, equals, subject = value.partition("=")
+    if not equals:
+        raise ValueError(f"must be TOPIC=SUBJECT, such as alerts=ops.alerts, not {value!r}")
+    try:
+        check_mapping(topic, subject)
+    except InvalidMessage as error:
+        raise ValueError(error.detail) from None
+    return value
+
+
+def check_url_path(value: str) -> str:
+    if not value.startswith("/") or not value.isprintable() or any(each in value for each in " ?#"):
+        raise ValueError(f"must be a path such as /api/v1/opportunities, not {value!r}")
+    return value

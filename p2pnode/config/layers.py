@@ -30,6 +30,7 @@ FLAGS: Final[Mapping[str, str]] = {
     "--mdns": "discovery.mdns",
     "--api": "api.listen",
     "--api-token-file": "api.token_file",
+    "--carrier": "carriers.listen",
     "--log-level": "log.level",
     "--log-format": "log.format",
 }
@@ -41,6 +42,13 @@ ALIASES: Final[Mapping[str, str]] = {
     "CHORUS_BOOTSTRAP_PEERS": "network.bootstrap",
     "CHORUS_SERVICE_NAME": "discovery.services",
     "DOCKER_HOST": "discovery.docker_host",
+    "NATS_CREDS": "nats.creds_file",
+    "NATS_NKEY": "nats.nkey",
+    "NATS_PASSWORD": "nats.password",
+    "NATS_TOKEN": "nats.token",
+    "NATS_URL": "nats.url",
+    "NATS_USER": "nats.user",
+    "P2PNODE_ROLLBACK": "carriers.rollback",
     "WHOOSH_DISCOVERY_MODE": "discovery.mode",
 }
 """Variables that operators of CHORUS set already; they rank with the environment, below the `P2PNODE_` form."""
@@ -184,7 +192,7 @@ def _put_environment(merge: _Merge, known: Mapping[str, Key], environ: Mapping[s
         if text := environ.get(alias):
             merge.put(dotted, _from_text(text, known[dotted]), f"env {alias}")
     for name in sorted(environ):
-        if not name.startswith(_PREFIX) or name in OTHER_VARIABLES:
+        if not name.startswith(_PREFIX) or name in OTHER_VARIABLES or name in ALIASES:
             continue
         if name not in variables:
             merge.faults.append(Fault(f"env {name}", f"there is no such variable{_meant(name, variables)}"))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from p2pnode.config.addresses import port_of
 from p2pnode.config.settings import Settings
+from p2pnode.core.subjects import Subjects
+from p2pnode.errors import InvalidMessage
 from p2pnode.local.address import UnixAddress, parse_api_address
 
 Contradiction = tuple[tuple[str, ...], str]
@@ -42,6 +44,10 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         if twice:
             yield (key,), f"{', '.join(sorted(twice))} is listed twice; a port can be listened on once"
     yield from _listener_contradictions(settings)
+    try:
+        Subjects(settings.agent.cluster_id, settings.nats.subjects)
+    except InvalidMessage as error:
+        yield ("nats.subjects", "agent.cluster_id"), error.detail
 
 
 def _listener_contradictions(settings: Settings) -> Iterator[Contradiction]:

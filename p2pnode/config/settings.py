@@ -16,19 +16,24 @@ from p2pnode.config.checks import (
     Between,
     Check,
     check_allowed_host,
+    check_carrier_listener,
     check_cidr,
     check_cluster,
     check_docker_host,
     check_endpoint,
     check_name,
+    check_nats_url,
     check_network_key,
     check_path,
     check_path_or_none,
     check_peer_id,
+    check_secret,
     check_service,
+    check_subject_pair,
     check_switch,
     check_text,
     check_topic,
+    check_url_path,
     check_webhook,
     check_word,
 )
@@ -42,6 +47,8 @@ DiscoveryMode = Literal["auto", "docker-swarm", "dns", "mdns", "static"]
 Switch = Literal["auto", "on", "off"]
 Durability = Literal["full", "normal"]
 Takeover = Literal["majority", "any", "off"]
+Use = Literal["off", "fallback", "always"]
+Rollback = Literal["", "nats", "http"]
 
 
 def _about(description: str, *, unit: str = "", shown: str = "", secret: bool = False) -> dict[str, str]:
@@ -62,6 +69,8 @@ TrustedPeer = Annotated[str, Check(check_peer_id)]
 AllowedHost = Annotated[str, Check(check_allowed_host)]
 Cidr = Annotated[str, Check(check_cidr)]
 Service = Annotated[str, Check(check_service)]
+NatsUrl = Annotated[str, Check(check_nats_url)]
+Secret = Annotated[str, Check(check_secret)]
 Port = Annotated[int, Between(1, 65535)]
 YesNo = Annotated[bool, Check(check_switch, before=True)]
 FilePath = Annotated[Path, Check(check_path, before=True)]
@@ -261,7 +270,18 @@ class TrustSettings:
     )
     bridges: tuple[TrustedPeer, ...] = field(
         default=(),
-        metadata=_about("Peer ids whose imported messages count. Empty: anyone's, with a warning at the start."),
+        metadata=_about(
+            "Peer ids of import keys (`p2pnode bridge status` shows them): what bridges signed for NATS clients that "
+            "cannot sign. On `bridged_topics` it counts as an orchestrator's. Empty: nobody's does, where "
+            "`orchestrators` names some."
+        ),
+    )
+    bridged_topics: tuple[TopicName, ...] = field(
+        default=("councils.forming",),
+        metadata=_about(
+            "Topics on which an import of `bridges` counts as an orchestrator's: opportunities, as an older WHOOSH "
+            "publishes them. `councils.status` would let whoever reaches NATS end councils."
+        ),
     )
 
 
@@ -441,6 +461,161 @@ class CouncilSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CarriersSettings:
+    """Which roads this node's own messages take. Others' messages are taken from every road that is not `off`."""
+
+    gossip: Use = field(
+        default="always",
+        metadata=_about(
+            "libp2p gossip: `always`, or `off`: own messages take the old roads. `fallback` is for a start of the "
+            "migration: gossip only carries what NATS did not."
+        ),
+    )
+    nats: Use = field(
+        default="fallback",
+        metadata=_about(
+            "NATS, where `nats.url` is set: `fallback` (what is not held by two neighbours within 2 s, or when there "
+            "is no neighbour), `always` or `off`."
+        ),
+    )
+    http: Use = field(
+        default="fallback",
+        metadata=_about(
+            "HTTP between sidecars (`carriers.listen`), and to agents that run none (`legacy.*`): `fallback` (to those "
+            "that no other road reaches), `always` or `off`."
+        ),
+    )
+    canary_percent: Annotated[float, Between(0, 100)] = field(
+        default=100.0,
+        metadata=_about(
+            "Share of councils that goes by gossip, chosen by a hash of the council's id, so that every node chooses "
+            "the same; the others take NATS, or HTTP where there is no NATS. Messages about no council are not "
+            "concerned.",
+            unit="percent",
+        ),
+    )
+    rollback: Rollback = field(
+        default="",
+        metadata=_about(
+            "`nats` or `http`: own messages take that road and no other, whatever the keys above say. Also "
+            "P2PNODE_ROLLBACK, and live `p2pnode carriers set rollback=nats`.",
+            shown="none",
+        ),
+    )
+    listen: Annotated[str, Check(check_carrier_listener)] = field(
+        default="",
+        metadata=_about(
+            "`HOST:PORT` where other sidecars may hand over signed messages by HTTP, when no other road is left. "
+            "Empty: nowhere.",
+            shown="none",
+        ),
+    )
+    announce: Annotated[str, Check(check_endpoint)] = field(
+        default="",
+        metadata=_about(
+            "URL told to others for `listen`. Empty: made of `listen`, or of the first announced address where that "
+            "is on all interfaces.",
+            unit="URL",
+            shown="by `listen`",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NatsSettings:
+    """The NATS server: a road to fall back on, and what role `bridge` joins the fleet to."""
+
+    url: tuple[NatsUrl, ...] = field(
+        default=(),
+        metadata=_about(
+            "`nats://HOST:PORT` or `tls://HOST:PORT`, any number of one cluster. Empty: no NATS; for role `bridge` "
+            "nats://backbeat-nats:4222, CHORUS's default.",
+            unit="URL",
+            shown="none",
+        ),
+    )
+    user: Text = field(default="", metadata=_about("User name.", shown="none"))
+    password: Secret = field(default="", repr=False, metadata=_about("Its password.", shown="none", secret=True))
+    token: Secret = field(default="", repr=False, metadata=_about("A token instead.", shown="none", secret=True))
+    creds_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None, metadata=_about("A `.creds` file: user JWT and key.", unit="path", shown="none")
+    )
+    nkey: Secret = field(
+        default="",
+        repr=False,
+        metadata=_about("An nkey seed (`SU…`), or the path of a file that holds it.", shown="none", secret=True),
+    )
+    tls_ca_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None,
+        metadata=_about("Certificates that the server's must descend from.", unit="path", shown="the system's"),
+    )
+    tls_cert_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None, metadata=_about("Our certificate, for servers that ask for one.", unit="path", shown="none")
+    )
+    tls_key_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None, metadata=_about("Its key.", unit="path", shown="none")
+    )
+    jetstream: Switch = field(
+        default="auto",
+        metadata=_about("`auto`: used when the server has it; `on`: degraded without it; `off`: core NATS alone."),
+    )
+    stream: Annotated[str, Check(check_cluster)] = field(
+        default="P2PNODE",
+        metadata=_about(
+            "The stream that a bridge makes for subjects that no stream holds yet; files, kept as long "
+            "as `messages.keep_seconds`."
+        ),
+    )
+    subjects: tuple[Annotated[str, Check(check_subject_pair)], ...] = field(
+        default=(),
+        metadata=_about("More topics over NATS, each `TOPIC=SUBJECT`, both ways; without wildcards.", shown="none"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """For role `bridge`."""
+
+    import_key_file: Annotated[Path | None, Check(check_path_or_none, before=True)] = field(
+        default=None,
+        metadata=_about(
+            "Key that signs what plain NATS clients publish. Bridges of one cluster share the file, so that they make "
+            "the same message of the same publication (`p2pnode keygen FILE`).",
+            unit="path",
+            shown="import.key in `node.data_dir`, made at the first start",
+        ),
+    )
+    durable: Annotated[str, Check(check_text)] = field(
+        default="",
+        metadata=_about(
+            "Name of the JetStream consumers. Bridges of one fleet with the same name share the work; with a name of "
+            "its own each reads everything. Empty: a name of its own.",
+            shown="by peer id",
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LegacySettings:
+    """Agents that run no sidecar and no NATS: own opportunities are posted to them as JSON."""
+
+    endpoints: tuple[Annotated[str, Check(check_endpoint)], ...] = field(
+        default=(),
+        metadata=_about(
+            "Their HTTP APIs, besides those that the Swarm API names and that are no member's.",
+            unit="URL",
+            shown="none",
+        ),
+    )
+    path: Annotated[str, Check(check_url_path)] = field(
+        default="/api/v1/opportunities/council", metadata=_about("Where an opportunity is posted.")
+    )
+    health_port: Port = field(
+        default=8081, metadata=_about("Where `GET /health` is asked first; CHORUS's.", unit="port")
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything that can be configured; built by `load_settings`."""
 
@@ -455,6 +630,10 @@ class Settings:
     messages: MessagesSettings = field(default_factory=MessagesSettings)
     agent: AgentSettings = field(default_factory=AgentSettings)
     councils: CouncilSettings = field(default_factory=CouncilSettings)
+    carriers: CarriersSettings = field(default_factory=CarriersSettings)
+    nats: NatsSettings = field(default_factory=NatsSettings)
+    bridge: BridgeSettings = field(default_factory=BridgeSettings)
+    legacy: LegacySettings = field(default_factory=LegacySettings)
 
 
 @dataclass(frozen=True, slots=True)

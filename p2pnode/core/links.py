@@ -9,7 +9,7 @@ star around the bootstraps: where each node chooses two others or more, the grap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -101,6 +101,8 @@ class LinkPlanner:
         bootstraps: configured multiaddrs, with or without `/p2p/…`.
         saved: peers of an earlier run and their addresses, tried before the bootstraps while we are alone.
         rng: whom, and the jitter of backoffs.
+        avoid: is this one not to be dialled, because it lives beyond a bridge? Configured and found places are dialled
+            all the same.
     """
 
     def __init__(
@@ -110,11 +112,13 @@ class LinkPlanner:
         bootstraps: Sequence[str],
         saved: Mapping[PeerId, Sequence[str]],
         rng: Random,
+        avoid: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
         self._own = own
         self._settings = settings
         self._rng = rng
-        self.places = Places(own, bootstraps, rng)
+        self._avoid = avoid
+        self.places = Places(own, bootstraps, rng, avoid)
         self._saved = {peer: tuple(addrs) for peer, addrs in saved.items() if peer != own}
         self._hints: dict[PeerId, tuple[str, ...]] = {}
         self._attempts: dict[str, _Attempts] = {}
@@ -188,7 +192,8 @@ class LinkPlanner:
         under_way = sum(1 for each in self._dialling.values() if each.why is not Why.DEAD)
         targets = self._places_to_dial(links, members, now)
         if alone:
-            targets += self._ready((Target(peer, addrs, Why.SAVED) for peer, addrs in self._saved.items()), now)
+            saved = [(peer, addrs) for peer, addrs in self._saved.items() if not self._avoid(peer)]
+            targets += self._ready((Target(peer, addrs, Why.SAVED) for peer, addrs in saved), now)
         own = sum(1 for link in links.values() if link.outbound)
         if alone:
             self._settled_at = now + settings.settle_seconds
@@ -273,7 +278,7 @@ class LinkPlanner:
         dead = [
             Target(peer, member.record.addrs, Why.DEAD)
             for peer, member in members.items()
-            if member.state is MemberState.DEAD and member.record.addrs and peer not in links
+            if member.state is MemberState.DEAD and member.record.addrs and peer not in links and not self._avoid(peer)
         ]
         places = list(self.places.of_the_gone(links, members))
         pause = self._seldom(members) if links else self._settings.dead_every_seconds / 3
@@ -284,7 +289,8 @@ class LinkPlanner:
         return self._rng.sample(ready, min(1, len(ready)))
 
     def _is_free(self, peer: PeerId, links: Mapping[PeerId, LinkView], alone: bool) -> bool:
-        return peer != self._own and peer not in links and (alone or peer not in self._away)
+        is_away = not alone and peer in self._away
+        return peer != self._own and peer not in links and not is_away and not self._avoid(peer)
 
     def _ready(self, targets: Iterable[Target], now: float) -> list[Target]:
         return [target for target in targets if self._is_ready(target.key, now)]

@@ -26,6 +26,9 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 MAX_MESSAGE_BYTES = MAX_PAYLOAD_BYTES + 16 * 1024
 """A payload with our metadata (headers at most 8 KiB), ids, key and signature around it."""
 
+JSON_TOPICS = ("councils.", "backbeat.status")
+"""Topics that start so carry JSON objects only."""
+
 SEQNO_BYTES = 8
 MAX_PEER_ID_BYTES = 64
 MAX_TOPIC_BYTES = 200

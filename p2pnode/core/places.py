@@ -7,7 +7,7 @@ places become one; what is met is dialled only while we are alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from random import Random
@@ -71,11 +71,20 @@ class Places:
         own: our peer id: a place where we answer ourselves is of use only while we are alone.
         configured: multiaddrs, with or without `/p2p/…`; they stay for ever.
         rng: the order in which found places are tried, or all nodes would begin with the same one.
+        is_beyond: does this member live beyond a bridge? The addresses in its record are those of another network,
+            and may be somebody else's here.
     """
 
-    def __init__(self, own: PeerId, configured: Sequence[str], rng: Random) -> None:
+    def __init__(
+        self,
+        own: PeerId,
+        configured: Sequence[str],
+        rng: Random,
+        is_beyond: Callable[[PeerId], bool] = lambda peer: False,
+    ) -> None:
         self._own = own
         self._rng = rng
+        self._is_beyond = is_beyond
         self._places = {addr: _Place(peer_of(addr), True, []) for addr in configured}
 
     def found(self, addrs: Iterable[str]) -> None:
@@ -109,7 +118,8 @@ class Places:
     def unmet(self, links: Collection[PeerId], members: Mapping[PeerId, Member]) -> list[Target]:
         """Places to dial: those where no member is known to live; and all of them while we are alone.
 
-        A place whose dweller is gone counts as met here: see `of_the_gone`.
+        A place whose dweller is gone counts as met here: see `of_the_gone`. That of a member beyond a bridge does not,
+        so that two meshes that can reach each other again become one.
         """
         alone = not links
         at_members = frozenset() if alone else self._addrs_of_the_living(members)
@@ -121,9 +131,8 @@ class Places:
                 is_met = addr in at_members
             else:
                 # Ourselves we may have met behind an address that leads to somebody else the next time.
-                is_met = (
-                    place.named == self._own or peer in links or (not alone and (peer == self._own or peer in members))
-                )
+                is_known = peer == self._own or (peer in members and not self._is_beyond(peer))
+                is_met = place.named == self._own or peer in links or (not alone and is_known)
             if is_met:
                 continue
             if place.configured:
@@ -146,8 +155,8 @@ class Places:
             return frozenset()
         return {
             addr
-            for member in members.values()
-            if member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+            for peer, member in members.items()
+            if member.state in (MemberState.ALIVE, MemberState.SUSPECT) and not self._is_beyond(peer)
             for addr in member.record.addrs
         }
 

@@ -21,9 +21,21 @@ from p2pnode.core.itemset import BlockSet
 from p2pnode.core.message import SEQNO_BYTES, MessageId, SignedMessage, format_message_id
 from p2pnode.core.ordering import Ordering, Released
 from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.core.routing import Road
 from p2pnode.errors import EnvironmentFault, InvalidMessage, StorageFull, TooBusy
 from p2pnode.node.shelf import Shelf
-from p2pnode.node.storing import SHIPPED, Adding, Durability, Recent, Releasing, Retention, Step, Storing, is_own
+from p2pnode.node.storing import (
+    SHIPPED,
+    Adding,
+    Durability,
+    Marking,
+    Recent,
+    Releasing,
+    Retention,
+    Step,
+    Storing,
+    is_own,
+)
 from p2pnode.ports import Change, Contents, Drop, Entry, Horizon, MessageStore, Remember
 from p2pnode.wire.payload import decode_payload
 from p2pnode.wire.pubsub import decode_message
@@ -88,6 +100,7 @@ class Archive:
         self._queued_bytes = 0
         self._wake = trio.Event()
         self._arrived = trio.Event()
+        self._written = trio.Event()
         self._retry_at = 0.0
         self._held_back = trio.Event()
         self.on_stored: list[Callable[[Sequence[Entry]], None]] = []
@@ -230,8 +243,11 @@ class Archive:
             self._shelves[topic] = Shelf(topic)
         return True
 
-    def begin(self, message: SignedMessage, remember: Remember | None) -> Storing:
+    def begin(self, message: SignedMessage, remember: Remember | None, roads: tuple[Road, ...] = ()) -> Storing:
         """Have an own message stored; the result tells when a power cut cannot lose it any more. Order is kept.
+
+        Args:
+            roads: those that it takes at once.
 
         Raises:
             TooBusy: too much waits to be written already.
@@ -242,7 +258,8 @@ class Archive:
         self.open(entry.topic)
         self._last_arrival += 1
         self._ordering.released_before(entry.topic, message.origin, message.number, entry.prev)
-        step = Adding(replace(entry, arrival=self._last_arrival), message.raw, remember, Storing())
+        entry = replace(entry, arrival=self._last_arrival, roads=roads)
+        step = Adding(entry, message.raw, remember, Storing())
         self._queue(step)
         self._own_begun[entry.topic] = message.number
         assert step.storing is not None
@@ -264,6 +281,19 @@ class Archive:
             self._queue(Adding(entry, message.raw))
         self._release(released, Adding(entry, message.raw))
         return None
+
+    def mark(self, message_id: MessageId, roads: tuple[Road, ...]) -> None:
+        """Remember which roads took a stored own message."""
+        entry = self._entries.get(message_id)
+        if entry is not None and entry.roads != roads:
+            self._entries[message_id] = replace(entry, roads=roads)
+            self._queue(Marking(message_id, roads))
+
+    async def written(self, message_id: MessageId) -> bool:
+        """Wait while a message is on its way to the disk; is it there?"""
+        while message_id in self._coming:
+            await self._written.wait()
+        return message_id in self._entries
 
     def _why_not(self, entry: Entry) -> str:
         now = self._wall_ns()
@@ -367,9 +397,13 @@ class Archive:
                 drops = []
             self._failed(steps, drops, error)
             return True
-        self.fault = None
-        self._committed(steps)
-        return False
+        else:
+            self.fault = None
+            self._committed(steps)
+            return False
+        finally:
+            self._written.set()
+            self._written = trio.Event()
 
     async def _forget(self, drops: Sequence[Change]) -> bool:
         """By themselves, drops have a reserve of the store's: they are what makes room."""
@@ -382,7 +416,9 @@ class Archive:
     def _is_full(self, step: Step) -> bool:
         if not isinstance(step, Adding):
             return False
-        return self._durability.own if step.storing is not None else self._durability.received
+        # What NATS or HTTP brought is taken from them once it is here, and nobody else may have it.
+        is_ours = step.storing is not None or step.entry.carrier in ("nats", "http")
+        return self._durability.own if is_ours else self._durability.received
 
     def _failed(self, steps: Sequence[Step], drops: Sequence[Change], error: EnvironmentFault) -> None:
         """Whoever waits is told; what was received is forgotten, and comes again by synchronisation.
@@ -394,7 +430,7 @@ class Archive:
         self.fault = error
         self._drops = [*drops, *self._drops]
         newer = self._steps
-        self._steps = [step for step in steps if isinstance(step, Releasing) and step.id in self._entries]
+        self._steps = [step for step in steps if not isinstance(step, Adding) and step.id in self._entries]
         self._steps += [step for step in newer if not is_own(step)]  # after the older ones: arrivals go up
         self._own_begun = dict(self._own_stored)
         for step in (*(each for each in steps if isinstance(each, Adding)), *filter(is_own, newer)):
@@ -421,7 +457,7 @@ class Archive:
                 stored.append(entry)
                 if step.storing is not None:
                     step.storing.end()
-            elif (held_back := self._entries.get(step.id)) is not None:
+            elif isinstance(step, Releasing) and (held_back := self._entries.get(step.id)) is not None:
                 entry = self._entries[step.id] = replace(held_back, arrival=step.arrival, late=step.late)
                 self._shelves[entry.topic].release(entry)
             else:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from p2pnode.core.doctor import CLOCK_SECONDS
 from p2pnode.core.facts import BootstrapFacts, DialBack, DialFailure, Reachability, TwinFacts
-from p2pnode.core.membership.record import MemberState
+from p2pnode.core.membership.record import Member, MemberState
+from p2pnode.core.peerid import PeerId
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import CONFIGURED, Finder
 from p2pnode.node.members import Members
@@ -48,7 +49,7 @@ class Checkup:
         facts = facts_of(
             own,
             self.host.addrs(),
-            self.members.all(),
+            self._members_to_judge(),
             len(self.host.links()),
             uptime_seconds=trio.current_time() - self.started,
             sources=[
@@ -66,6 +67,14 @@ class Checkup:
             strangers=self.host.strangers(),
         )
         return doctor_document(facts, now_ns)
+
+    def _members_to_judge(self) -> Mapping[PeerId, Member]:
+        """Without those that are dead here and yet live beyond a bridge, by its word: they are about to say so."""
+        return {
+            peer: member
+            for peer, member in self.members.all().items()
+            if member.state is not MemberState.DEAD or not self.members.is_beyond(peer)
+        }
 
     def _bootstrap(self, addr: str) -> BootstrapFacts:
         error = self.dialer.bootstrap_errors.get(addr, "")

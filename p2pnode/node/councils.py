@@ -27,6 +27,7 @@ from p2pnode.core.peerid import PeerId, peer_id_text
 from p2pnode.errors import CallerError, EnvironmentFault
 from p2pnode.node.council_documents import council_document, decision_json
 from p2pnode.node.council_metrics import CouncilMetrics
+from p2pnode.node.trust import Trust
 from p2pnode.node.watching import Watchers
 from p2pnode.ports import Entry, JsonObject, Published
 from p2pnode.wire.payload import decode_payload, format_time
@@ -85,12 +86,18 @@ class CouncilSettings:
         formation_seconds: the deadline of a council that names none.
         auto_claim: claim roles for an agent that only has capabilities.
         orchestrators: whose opportunities and decisions count; empty: anyone's.
+        bridges: import keys whose word counts as theirs on `bridged_topics`.
     """
 
     takeover: takeover.Policy = "majority"
     formation_seconds: float = 600.0
     auto_claim: bool = False
     orchestrators: frozenset[PeerId] = frozenset()
+    bridges: frozenset[PeerId] = frozenset()
+    bridged_topics: frozenset[str] = frozenset()
+
+    def trust(self) -> Trust:
+        return Trust(self.orchestrators, self.bridges, self.bridged_topics)
 
 
 Say = Callable[[str, bytes], Awaitable[Published]]
@@ -159,7 +166,8 @@ class CouncilKeeper:
         self._fleet = fleet
         self.settings = settings
         self._tools = tools
-        self.table = Councils(self.is_trusted)
+        self._trust = settings.trust()
+        self.table = Councils(self._trust.is_orchestrator)
         self.watchers = Watchers(self.document, tools.stopping)
         self.loaded = trio.Event()
         self.counted: Counter[str] = Counter()
@@ -181,7 +189,7 @@ class CouncilKeeper:
 
     def is_trusted(self, peer: PeerId) -> bool:
         """Does a node's word count as an orchestrator's?"""
-        return not self.settings.orchestrators or peer in self.settings.orchestrators
+        return self._trust.is_orchestrator(peer, STATUS_TOPIC)
 
     def is_gone(self, peer: PeerId) -> bool:
         member = self._fleet.get(peer)

@@ -90,8 +90,8 @@ class Deliveries:
         self._creating = trio.Lock()
 
     def load(self, subscriptions: Iterable[Subscription], letters: Iterable[DeadLetter]) -> None:
-        """Take over what the store holds."""
-        self._ledger.load(subscriptions, letters)
+        """Take over what the store holds, but for the node's own cursors: no agent's subscription has such a name."""
+        self._ledger.load([each for each in subscriptions if _NAME.fullmatch(each.name)], letters)
 
     def topics(self) -> tuple[str, ...]:
         """Every topic that a subscription or the webhook reads: the node must be subscribed to them."""

@@ -68,7 +68,7 @@ class Dialer:
         self._known = known
         own = f"/p2p/{host.peer_id}"
         self.bootstraps = tuple(addr for addr in dict.fromkeys(bootstraps) if not addr.endswith(own))
-        self._planner = LinkPlanner(host.peer_id, settings, self.bootstraps, known.load(), rng)
+        self._planner = LinkPlanner(host.peer_id, settings, self.bootstraps, known.load(), rng, members.is_beyond)
         self._since: dict[PeerId, float] = {}
         self._wake = trio.Event()
         self._failures: dict[str, DialFailure] = {}
@@ -225,12 +225,15 @@ class Dialer:
                     await trio.sleep(SAVE_SECONDS)
 
     def _to_save(self) -> dict[PeerId, tuple[str, ...]]:
-        """Live members with addresses, linked ones first."""
+        """Live members on this side of all bridges with addresses, linked ones first."""
         links = self._host.links()
         alive = [
             member.record
             for peer, member in self._members.all().items()
-            if member.state is MemberState.ALIVE and member.record.addrs and peer != self._host.peer_id
+            if member.state is MemberState.ALIVE
+            and member.record.addrs
+            and peer != self._host.peer_id
+            and not self._members.is_beyond(peer)
         ]
         alive.sort(key=lambda record: (record.peer_id not in links, record.peer_id))
         return {record.peer_id: record.addrs for record in alive[:SAVED_PEERS]}

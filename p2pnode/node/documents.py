@@ -15,7 +15,8 @@ def message_document(entry: Entry, message: SignedMessage, origin_name: str | No
     """One stored message for the agent.
 
     `payload` is JSON where it is JSON, else base64 with `encoding`. `late`: a message of the same origin and topic that
-    follows this one was handed over before it.
+    follows this one was handed over before it. `roads`: of an own message, those that took it so far; of another's, the
+    one it came by.
     """
     payload = decode_payload(message.data)
     metadata = payload.metadata
@@ -29,6 +30,7 @@ def message_document(entry: Entry, message: SignedMessage, origin_name: str | No
         "expires_at": format_time(metadata.expires_at_ns) if metadata and metadata.expires_at_ns else None,
         "received_at": format_time(entry.received_at_ns),
         "carrier": entry.carrier,
+        "roads": list(entry.roads) if entry.own else [entry.carrier],
         "late": entry.late,
         "content_type": payload.content_type or "application/octet-stream",
         "headers": dict(metadata.headers) if metadata else {},
@@ -54,6 +56,7 @@ def member_document(
     link: Link | None,
     *,
     is_self: bool,
+    bridged: bool,
     same_name: bool,
     rtt_ms: float | None,
     mesh: list[str],
@@ -64,6 +67,7 @@ def member_document(
     """One member, at wall time `now_ns`. What is not known is null, never a made-up zero.
 
     Args:
+        bridged: it lives beyond a bridge: known here, and never dialled.
         source: by which source of discovery it was found; None: as the membership says.
     """
     record = member.record
@@ -77,6 +81,7 @@ def member_document(
         "self": is_self,
         "addrs": list(record.addrs),
         "connected": is_self or link is not None,
+        "bridged": bridged,
         "direction": link.direction if link else None,
         "rtt_ms": round(rtt_ms, 3) if rtt_ms is not None else None,
         "mesh": mesh,
@@ -85,6 +90,7 @@ def member_document(
         "capabilities": list(record.capabilities),
         "model": record.model or None,
         "endpoint": record.endpoint or None,
+        "carrier": record.carrier or None,
         "cluster_id": record.cluster_id or None,
         "tasks_completed": record.tasks_completed,
         "current_team": record.current_team or None,
@@ -108,6 +114,7 @@ def stranger_document(link: Link, *, rtt_ms: float | None, mesh: list[str], scor
         "self": False,
         "addrs": [link.addr] if link.addr else [],
         "connected": True,
+        "bridged": False,
         "direction": link.direction,
         "rtt_ms": round(rtt_ms, 3) if rtt_ms is not None else None,
         "mesh": mesh,
@@ -116,6 +123,7 @@ def stranger_document(link: Link, *, rtt_ms: float | None, mesh: list[str], scor
         "capabilities": [],
         "model": None,
         "endpoint": None,
+        "carrier": None,
         "cluster_id": None,
         "tasks_completed": None,
         "current_team": None,

@@ -21,6 +21,7 @@ from p2pnode.core.gossipsub.events import (
     Effect,
     FleetSize,
     Forward,
+    Inject,
     Input,
     PeerConnected,
     PeerDisconnected,
@@ -47,6 +48,7 @@ from p2pnode.wire.rpc import MAX_HELD, Decoded, decode_rpc, encode_held, encode_
 
 log = logging.getLogger(__name__)
 
+GOSSIP = "gossip"
 BUSY_FRAMES = 512
 """Own publishes are refused while every mesh peer has this many frames unsent, far below the queue's bound."""
 
@@ -123,8 +125,8 @@ class RoutedGossip:
                 verdict = self._judge(message, source)
                 if verdict is not None:
                     self._inputs.append(Validated(message.id, verdict))
-            case Deliver(message, source, _, restored):
-                self._events.deliver(message, source, restored=restored)
+            case Deliver(message, source, via, restored):
+                self._events.deliver(message, source, via=via if source is None else GOSSIP, restored=restored)
             case SendRpc(peers, rpc, priority):
                 self._send(peers, rpc, priority)
             case Connect(peer, record, why):
@@ -234,6 +236,12 @@ class RoutedGossip:
 
     async def publish(self, message: SignedMessage) -> None:
         self._handle(Publish(message))
+
+    def inject(self, message: SignedMessage, via: str) -> None:
+        self._handle(Inject(message, via))
+
+    def heard_topics(self) -> Collection[str]:
+        return self._router.heard_topics()
 
     def announce(self, message: SignedMessage, peers: Collection[PeerId]) -> None:
         # Not by the router: it would send to everybody in the topic, or to the mesh alone when the message is large.

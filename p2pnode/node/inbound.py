@@ -43,7 +43,7 @@ class Inbound:
         if message.id in self._archive:
             return Ignore("held")
         payload = decode_payload(message.data)
-        verdict = self._judge_times(payload)
+        verdict = self._judge_times(payload, source)
         if isinstance(verdict, Accept) and message.topic == OPPORTUNITY_TOPIC:
             checked = check_opportunity(payload.document or {})
             if isinstance(checked, list):
@@ -57,10 +57,11 @@ class Inbound:
                 return Ignore("opportunity")
         return verdict
 
-    def _judge_times(self, payload: Payload) -> Verdict:
+    def _judge_times(self, payload: Payload, source: PeerId | None) -> Verdict:
         metadata = payload.metadata
         if metadata is None:
-            return Accept()  # a stock peer's: gossiped where it arrives
+            # A stock peer's is gossiped where it arrives: without a signed time nobody could tell a repetition.
+            return Accept(relay=source is not None)
         now = self._wall_ns()
         if metadata.published_at_ns - now > FUTURE_ALLOWANCE_SECONDS * 1e9:
             return Ignore("future")
@@ -78,6 +79,10 @@ class Inbound:
             message = decode_message(raw)
         except InvalidMessage as error:
             return error.reason
+        return self.take(message, is_subscribed, carrier="sync")
+
+    def take(self, message: SignedMessage, is_subscribed: Callable[[str], bool], *, carrier: str) -> str | None:
+        """Check a message that did not come by gossip, and store it; as `take_synced`."""
         if message.id in self._archive:
             return "held"
         if message.topic == MEMBERS_TOPIC or not is_subscribed(message.topic):
@@ -87,7 +92,7 @@ class Inbound:
         verdict = self.judge(message, None)
         if not isinstance(verdict, Accept):
             return verdict.why
-        return self.deliver(message, carrier="sync")
+        return self.deliver(message, carrier=carrier)
 
     def deliver(self, message: SignedMessage, *, carrier: str) -> str | None:
         """Have an accepted message stored; why it is not, as `Archive.take` says."""

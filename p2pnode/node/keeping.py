@@ -28,6 +28,14 @@ from p2pnode.wire.members import MEMBERS_TOPIC
 log = logging.getLogger(__name__)
 
 
+def _always(_: MessageId) -> bool:
+    return True
+
+
+def _nobody(_: Sequence[MessageId]) -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What keeping needs injected.
@@ -39,6 +47,8 @@ class Tools:
         take: checks and stores what a neighbour brought by synchronisation; why it did not, None when it did.
         stopping: set when the node goes away.
         trust: what the agent gets of what is stored.
+        is_gossiped: does an own message go by gossip? Others are not announced to neighbours.
+        on_safe: told which own messages enough neighbours hold.
     """
 
     origin: bytes
@@ -49,6 +59,8 @@ class Tools:
     wall_ns: Callable[[], int]
     rng: Random
     trust: Trust = field(default_factory=Trust)
+    is_gossiped: Callable[[MessageId], bool] = _always
+    on_safe: Callable[[Sequence[MessageId]], None] = _nobody
 
 
 class Keeping:
@@ -76,7 +88,9 @@ class Keeping:
             bytes_of=archive.bytes_of,
             write=self._write,
             wall_ns=tools.wall_ns,
+            on_safe=tools.on_safe,
         )
+        self._is_gossiped = tools.is_gossiped
         self.notices = HeldNotices(
             gossip.send_held,
             is_told=lambda peer: peer in host.links() and tools.is_keeper(peer),
@@ -108,7 +122,7 @@ class Keeping:
     def load(self, contents: Contents) -> None:
         """Take over what the store holds beside the messages."""
         waiting = [entry for each in contents.outbox if (entry := self._archive.entry(each)) is not None]
-        self.outbox.load(waiting)
+        self.outbox.load([entry for entry in waiting if self._is_gossiped(entry.id)])
         self.deliveries.load(contents.subscriptions, contents.dead_letters)
 
     async def run(self) -> None:
@@ -149,7 +163,7 @@ class Keeping:
 
     def _stored(self, entries: Sequence[Entry]) -> None:
         for entry in entries:
-            if entry.carrier == "local":
+            if entry.carrier == "local" and self._is_gossiped(entry.id):
                 self.outbox.added(entry)
             self.sync.keeps(entry.topic)
         self.notices.stored(entries)

@@ -16,6 +16,7 @@ from random import Random
 import trio
 
 from p2pnode.core.membership.events import (
+    NATS,
     AskHelpers,
     Effect,
     HelpersEnded,
@@ -35,7 +36,7 @@ from p2pnode.core.membership.events import (
 )
 from p2pnode.core.membership.membership import Membership, Seals
 from p2pnode.core.membership.params import Params
-from p2pnode.core.membership.record import Accusation, Member, MemberRecord, MemberState
+from p2pnode.core.membership.record import GONE, Accusation, Member, MemberRecord, MemberState
 from p2pnode.core.message import Accept, Ignore, Reject, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId, is_peer_id, peer_id_bytes, peer_id_text
 from p2pnode.core.reconcile import FEW, Reconciliation, Snapshot, answer
@@ -79,6 +80,9 @@ ASK_PAUSES = (0.2, 1.0, 3.0)
 MAX_PROBES_FOR_OTHERS = 8
 """Under way at one time; above it the asker is told no."""
 
+ROLL_BYTES = 64 * 1024
+"""Of one part of a roll: NATS servers take 1 MiB at most by default, some less."""
+
 MAX_PROBES_FOR_ONE = 2
 """Of those, for one asker: none can keep all the others from being helped."""
 
@@ -111,6 +115,7 @@ class Members:
             cannot be numbered.
         changed: called when members appeared or changed their states; must return at once.
         twin: called when another live process has our identity and is the older one.
+        may_vouch: is this member of role `bridge` believed when it says who lives beyond it?
     """
 
     def __init__(
@@ -122,6 +127,7 @@ class Members:
         changed: Callable[[], None],
         twin: Callable[[MemberRecord], None],
         params: Params | None = None,
+        may_vouch: Callable[[PeerId], bool] = lambda bridge: True,
     ) -> None:
         self._host = host
         self._tools = tools
@@ -150,6 +156,7 @@ class Members:
             now=trio.current_time(),
             wall_ns=tools.wall_ns(),
             params=self._params,
+            may_vouch=may_vouch,
         )
         self._outbox = NewsOutbox(self.machine, publish, tools.rng)
         self._clocks = Clocks(host.links)
@@ -171,10 +178,15 @@ class Members:
     def all(self) -> Mapping[PeerId, Member]:
         return self.machine.members()
 
+    def is_beyond(self, peer: PeerId) -> bool:
+        """Does it live beyond a bridge that is here, and have we no link with it? It is not to be dialled."""
+        return self.machine.is_beyond(peer)
+
     def living_at(self, addr: str) -> PeerId | None:
-        """Which live member announces this address, a multiaddr without `/p2p/…`."""
+        """Which live member on this side of all bridges announces this address, a multiaddr without `/p2p/…`."""
         for peer, member in self.machine.members().items():
-            if member.state in (MemberState.ALIVE, MemberState.SUSPECT) and addr in member.record.addrs:
+            is_alive = member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+            if is_alive and addr in member.record.addrs and not self.is_beyond(peer):
                 return peer
         return None
 
@@ -385,7 +397,10 @@ class Members:
         self._feed(HelpersEnded(effect.peer, any(answers)))
 
     async def _probe_for_another(self, asker: PeerId, body: bytes) -> bytes:
-        """Serve one probe for another member: of members only, at the addresses that we know."""
+        """Serve one probe for another member: of members only, at the addresses that we know.
+
+        Who lives beyond a bridge is answered for by the bridge: an older version may ask for it.
+        """
         member = self.machine.get(peer_id_text(body)) if is_peer_id(body) else None
         if (
             member is None
@@ -394,7 +409,7 @@ class Members:
             or self._helping[asker] >= MAX_PROBES_FOR_ONE
         ):
             return b"\x00"
-        if member.record.peer_id == self.own.peer_id:
+        if member.record.peer_id == self.own.peer_id or self.is_beyond(member.record.peer_id):
             return b"\x01"
         self._helping[asker] += 1
         try:
@@ -490,12 +505,60 @@ class Members:
             accusations += found
         return EncodedNews(tuple(records), tuple(accusations))
 
-    async def _take(self, news: EncodedNews) -> None:
-        """Take what an exchange brought, a part at a time; one bad record costs only itself."""
+    async def take_news(self, encoded: EncodedNews, source: str = NATS) -> Set[PeerId]:
+        """Take what another road brought, a part at a time, and gossip it on; one bad record costs only itself.
+
+        Returns:
+            The others in it whose records we now hold just so, and who are not gone here: none of whom we know better.
+        """
+        told = await self._take(encoded, source)
+        held = [member for peer in told if (member := self.machine.get(peer)) is not None]
+        return {
+            member.record.peer_id
+            for member in held
+            if member.record.signed == told[member.record.peer_id]
+            and member.state not in GONE
+            and member.record.peer_id != self.own.peer_id
+        }
+
+    def roll(self, exclude: Callable[[PeerId], bool]) -> list[EncodedNews]:
+        """All that a bridge tells the other side, in parts of at most `ROLL_BYTES`: see `core.membership.roll`.
+
+        A member and what is held against it are in one part.
+
+        Args:
+            exclude: does it live on the other side?
+        """
+        parts: list[EncodedNews] = []
+        records: list[bytes] = []
+        accusations: list[bytes] = []
+        size = 0
+        for member in self.machine.roll(exclude):
+            against = [each.signed for each in member.accusations.values()]
+            adds = sum(len(each) + 8 for each in (member.record.signed, *against))
+            if size and size + adds > ROLL_BYTES:
+                parts.append(EncodedNews(tuple(records), tuple(accusations)))
+                records, accusations, size = [], [], 0
+            records.append(member.record.signed)
+            accusations += against
+            size += adds
+        return [*parts, EncodedNews(tuple(records), tuple(accusations))] if records else parts
+
+    async def _take(self, news: EncodedNews, source: str = "sync") -> Mapping[PeerId, bytes]:
+        """Take what an exchange brought, a part at a time; one bad record costs only itself.
+
+        Returns the records in it by owner, not all of them verified.
+        """
         records: list[MemberRecord] = []
+        told: dict[PeerId, bytes] = {}
+
+        def is_news(record: MemberRecord) -> bool:
+            told[record.peer_id] = record.signed
+            return self.machine.wants(record)
+
         async for encoded in _in_turns(news.records):
             try:
-                record = read_record(encoded, self._tools.verify, self.machine.wants)
+                record = read_record(encoded, self._tools.verify, is_news)
             except InvalidMessage as error:
                 self.refused[error.reason] += 1
             else:
@@ -510,7 +573,8 @@ class Members:
             else:
                 accusations += [accusation] if accusation is not None else []
         if records or accusations:
-            self._feed(News(tuple(records), tuple(accusations), "sync"))
+            self._feed(News(tuple(records), tuple(accusations), source))
+        return told
 
     async def _ask_new_links(self) -> None:
         async with trio.open_nursery() as nursery:

@@ -13,8 +13,8 @@ What bounds it:
 - Only members ask, are asked and are told of; an answer has at most 1 MiB.
 
 What it does not give: an entry is signed by nobody. What a neighbour tells of itself came over its own link and
-stands; of the others a member that lies may hide or invent something. It is a picture for people: nothing in the node
-decides by it.
+stands; of the others a member that lies may hide or invent something. It is a picture for people; a bridge takes from
+it whom it need not vouch for, since those can be asked here.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Meshes:
     Args:
         topics: this node's mesh by subscribed topic, empty ones included.
         members: everybody known, this node included.
+        is_beyond: does this member live beyond a bridge, where no question gets? It is not missed.
         new_id: 16 bytes that nobody can guess: who could, would have others answer beforehand.
     """
 
@@ -85,11 +86,13 @@ class Meshes:
         topics: Callable[[], Mapping[str, Iterable[PeerId]]],
         members: Callable[[], Mapping[PeerId, Member]],
         *,
+        is_beyond: Callable[[PeerId], bool] = lambda peer: False,
         new_id: Callable[[], bytes] = lambda: secrets.token_bytes(ID_BYTES),
     ) -> None:
         self._host = host
         self._topics = topics
         self._members = members
+        self._is_beyond = is_beyond
         self._new_id = new_id
         self._seen: dict[bytes, float] = {}
         self._passed_on: deque[float] = deque(maxlen=COLLECTIONS_PER_SECOND)
@@ -113,7 +116,7 @@ class Meshes:
                 "name": member.record.name if member else None,
                 "role": member.record.role if member else None,
             }
-            for peer in {*entries, *(peer for peer, member in members.items() if member.state in _LIVE)}
+            for peer in {*entries, *self._expected(members)}
             for member in [members.get(peer)]
         }
         ordered = sorted(who, key=lambda peer: (who[peer]["role"] or "~", who[peer]["name"] or "~", peer))
@@ -129,6 +132,10 @@ class Meshes:
             ],
             "missing": [{"peer_id": peer, "name": who[peer]["name"]} for peer in ordered if peer not in entries],
         }
+
+    def _expected(self, members: Mapping[PeerId, Member]) -> Iterable[PeerId]:
+        """Live members on this side of all bridges."""
+        return (peer for peer, member in members.items() if member.state in _LIVE and not self._is_beyond(peer))
 
     async def collect(self) -> Mapping[PeerId, MeshEntry]:
         """What every member within reach tells of itself, this node first. Callers at the same time share one."""

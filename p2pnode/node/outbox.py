@@ -29,6 +29,10 @@ MAX_WRITTEN = 4096
 RETRY_SECONDS = 5.0
 
 
+def _nobody(_: Sequence[MessageId]) -> None:
+    pass
+
+
 class Announcer:
     """Keeps the outbox: made, then loaded, then run.
 
@@ -39,6 +43,7 @@ class Announcer:
         bytes_of: the signed bytes of those that are stored.
         write: `MessageStore.write`, without a full commit: what is lost of it is announced once more.
         wall_ns: the wall clock.
+        on_safe: told what became safe.
 
     Attributes:
         announced: messages sent again, once for each time.
@@ -54,7 +59,9 @@ class Announcer:
         bytes_of: Callable[[Collection[MessageId]], Awaitable[Mapping[MessageId, bytes]]],
         write: Callable[[Sequence[Change]], Awaitable[None]],
         wall_ns: Callable[[], int],
+        on_safe: Callable[[Sequence[MessageId]], None] = _nobody,
     ) -> None:
+        self._on_safe = on_safe
         self._gossip = gossip
         self._origin = origin
         self._is_keeper = is_keeper
@@ -80,7 +87,7 @@ class Announcer:
 
     def _add(self, entry: Entry, *, sent: bool) -> None:
         now = trio.current_time()
-        self._outbox.added(entry.id, entry.topic, entry.published_at_ns, now, self._keepers, sent=sent)
+        self._outbox.added(entry.id, entry.topic, entry.published_at_ns, now, self.keepers, sent=sent)
         self._some_unsafe.set()
 
     def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
@@ -90,7 +97,7 @@ class Announcer:
 
     def seen_at(self, peer: PeerId, message_ids: Iterable[MessageId]) -> None:
         """A finished synchronisation showed that the peer has these; ids that are not ours are passed over."""
-        self._finish(self._outbox.seen_at(peer, message_ids, self._keepers))
+        self._finish(self._outbox.seen_at(peer, message_ids, self.keepers))
 
     def unsafe(self) -> Collection[MessageId]:
         """Own messages that are not safe."""
@@ -125,8 +132,8 @@ class Announcer:
                 self._some_unsafe = trio.Event()
                 await self._some_unsafe.wait()
             now = trio.current_time()
-            self._finish(self._outbox.look(now, self._keepers))
-            due = self._outbox.to_announce(now, self._wall_ns(), self._keepers)
+            self._finish(self._outbox.look(now, self.keepers))
+            due = self._outbox.to_announce(now, self._wall_ns(), self.keepers)
             if due:
                 await self._announce(due)
             await trio.sleep(LOOK_SECONDS)
@@ -167,9 +174,14 @@ class Announcer:
 
     def _finish(self, safe: Sequence[MessageId]) -> None:
         if safe:
-            self._done.extend(safe)
             self.safe += len(safe)
-            self._some_done.set()
+            self.done(safe)
+            self._on_safe(safe)
 
-    def _keepers(self, topic: str) -> Collection[PeerId]:
+    def done(self, message_ids: Sequence[MessageId]) -> None:
+        """These are where they should be, by whatever road: the store may forget that they were not."""
+        self._done.extend(message_ids)
+        self._some_done.set()
+
+    def keepers(self, topic: str) -> Collection[PeerId]:
         return [peer for peer in self._gossip.topic_peers(topic) if self._is_keeper(peer)]

@@ -13,7 +13,15 @@ import trio
 
 from p2pnode.core.backbeat import BACKBEAT_TOPIC, check_status_claim
 from p2pnode.core.council.opportunity import OPPORTUNITY_TOPIC, CouncilOpportunity, check_opportunity, repeated_roles
-from p2pnode.core.message import MAX_PAYLOAD_BYTES, SEQNO_BYTES, SignedMessage, Topic, format_message_id, parse_topic
+from p2pnode.core.message import (
+    JSON_TOPICS,
+    MAX_PAYLOAD_BYTES,
+    SEQNO_BYTES,
+    SignedMessage,
+    Topic,
+    format_message_id,
+    parse_topic,
+)
 from p2pnode.core.metadata import MAX_HEADERS, MAX_HEADERS_BYTES, Metadata
 from p2pnode.errors import (
     EnvironmentFault,
@@ -25,6 +33,7 @@ from p2pnode.errors import (
     Unavailable,
 )
 from p2pnode.node.archive import MAX_TOPICS, Archive
+from p2pnode.node.roads import Roads
 from p2pnode.node.seqno import SeqnoSource
 from p2pnode.node.storing import Storing
 from p2pnode.ports import Gossip, Published, Remember
@@ -36,7 +45,6 @@ log = logging.getLogger(__name__)
 MAX_KEY_CHARACTERS = 256
 RESERVED_PREFIX = "p2pnode."
 _KINDS = {OPPORTUNITY_TOPIC: "council opportunity", BACKBEAT_TOPIC: "BACKBEAT status claim"}
-JSON_TOPICS = ("councils.", "backbeat.status")
 
 
 class TokenBucket:
@@ -88,7 +96,9 @@ class Publisher:
         signer: Signer,
         bucket: TokenBucket,
         wall_ns: Callable[[], int],
+        roads: Roads,
     ) -> None:
+        self._roads = roads
         self._gossip = gossip
         self._archive = archive
         self._seqnos = seqnos
@@ -140,9 +150,13 @@ class Publisher:
                         await before.wait()  # many are stored at once; out of order, others would look for a gap
                     await storing.wait()
                     if message is not None:
-                        await self._gossip.publish(message)
+                        if self._roads.is_gossiped(message.id):
+                            await self._gossip.publish(message)
+                        self._roads.stored(message.id, message.topic)
         except EnvironmentFault:
-            self.refused["storage"] += message is not None
+            if message is not None:
+                self.refused["storage"] += 1
+                self._roads.not_stored(message.id)
             raise
         finally:
             if message is not None:
@@ -199,7 +213,10 @@ class Publisher:
             origin=self._signer.origin, seqno=seqno, topic=draft.topic, data=data, sign=self._signer.sign
         )
         remember = Remember(key, digest, message.id, now) if key is not None else None
-        storing = self._archive.begin(message, remember)
+        plan = self._roads.plan(draft.topic, draft.document)
+        is_heard = plan.gossip == "always" and bool(self._gossip.topic_peers(draft.topic))
+        storing = self._archive.begin(message, remember, ("gossip",) if is_heard else ())
+        self._roads.begin(message.id, plan)
         published = Published(format_message_id(message.id), str(seqno))
         if key is not None:
             self._asked[key] = (digest, published, storing)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -24,9 +23,13 @@ from p2pnode.core.message import (
     format_message_id,
 )
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, TooBusy, Unavailable
+from p2pnode.core.routing import Policy
+from p2pnode.core.subjects import Subjects
+from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, NotFound, TooBusy, Unavailable
 from p2pnode.node.agents import Agents
 from p2pnode.node.archive import MAX_TOPICS, Archive
+from p2pnode.node.bridge import Bridge, BridgeTools, ImportKey
+from p2pnode.node.bridge.metrics import broker_metrics
 from p2pnode.node.checkup import Checkup
 from p2pnode.node.council_metrics import CouncilMetrics
 from p2pnode.node.council_requests import CouncilRequests
@@ -36,20 +39,25 @@ from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import Chosen, Finder
 from p2pnode.node.inbound import Inbound
+from p2pnode.node.intake import RoadIntake
 from p2pnode.node.keeping import Keeping
 from p2pnode.node.keeping import Tools as KeepingTools
 from p2pnode.node.members import Members, Tools
 from p2pnode.node.meshes import Meshes
 from p2pnode.node.metrics import archive_metrics, discovery_metrics, gossip_metrics, host_metrics, member_metrics
+from p2pnode.node.posting import Poster, lost
+from p2pnode.node.posting import Tools as PosterTools
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
 from p2pnode.node.reach import Reach
 from p2pnode.node.reader import Reader
+from p2pnode.node.roads import Roads
+from p2pnode.node.roads import Tools as RoadTools
 from p2pnode.node.seqno import SeqnoSource
 from p2pnode.node.storing import Durability, Retention
-from p2pnode.node.trust import Trust
 from p2pnode.node.view import View
 from p2pnode.node.vitals import DiskCheck
 from p2pnode.ports import (
+    Change,
     Followed,
     Gossip,
     Health,
@@ -61,6 +69,7 @@ from p2pnode.ports import (
     Published,
     SeqnoStore,
 )
+from p2pnode.ports.roads import Broker, Post
 from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
 from p2pnode.wire.peerrecord import read_peer_record
 from p2pnode.wire.pubsub import seal_message
@@ -90,6 +99,10 @@ class NodeSettings:
         durability: what a power cut may take.
         webhook: where the agent takes messages; None: nowhere.
         councils: whose word counts, and what this node does about them.
+        carriers: which roads own messages take.
+        cluster: of `backbeat.status.<cluster>`.
+        subjects: more pairs of topic and NATS subject, `TOPIC=SUBJECT`.
+        legacy: HTTP APIs of agents without a sidecar.
     """
 
     record: MemberRecord
@@ -104,6 +117,27 @@ class NodeSettings:
     durability: Durability
     webhook: WebhookSettings | None
     councils: CouncilSettings
+    carriers: Policy = field(default_factory=Policy)
+    cluster: str = "docker-unified-stack"
+    subjects: Sequence[str] = ()
+    legacy: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OtherRoads:
+    """NATS and HTTP, injected.
+
+    Args:
+        broker: None without NATS.
+        post: None where nothing is posted.
+        importing: of a bridge: signs what plain NATS clients publish, and whether that key was configured.
+        durable: of a bridge: the name of its consumers.
+    """
+
+    broker: Broker | None = None
+    post: Post | None = None
+    importing: ImportKey | None = None
+    durable: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +192,14 @@ class Node:
         wall_ns: Callable[[], int],
         rng: Random,
         api_addresses: Callable[[], Sequence[str]],
+        other_roads: OtherRoads | None = None,
     ) -> None:
+        self._other_roads = other_roads or OtherRoads()
+        self._subjects = Subjects(settings.cluster, settings.subjects)
+        self._carrier_listen: str | None = None
+        self._roads: Roads | None = None
+        self._poster: Poster | None = None
+        self._bridge: Bridge | None = None
         self._settings = settings
         self._keys = keys
         self._host = host
@@ -174,7 +215,7 @@ class Node:
         )
         self._seqnos = SeqnoSource(stores.seqnos, wall_ns)
         self._record_turn = trio.StrictFIFOLock()
-        own = dataclasses.replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
+        own = replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
         self.members = Members(
             host,
             Tools(keys.sign, keys.verify_record, wall_ns, rng, stores.incarnations),
@@ -188,7 +229,7 @@ class Node:
             host, self.members, settings.links, settings.bootstrap, self._mesh_counts, stores.known, rng
         )
         self._finder = Finder(self._dialer.bootstraps, settings.sources, self._dialer.found)
-        self._meshes = Meshes(host, self._mesh_by_topic, self.members.all)
+        self._meshes = Meshes(host, self._mesh_by_topic, self.members.all, is_beyond=self.members.is_beyond)
         self.twin: MemberRecord | None = None
         self.twin_met = trio.Event()
         self._twin_seen = trio.Event()
@@ -198,7 +239,7 @@ class Node:
         self._rng = rng
         self._stopping = trio.Event()
         self._followers = 0
-        self._trust = Trust(settings.councils.orchestrators)
+        self._trust = settings.councils.trust()
         self._reader = Reader(self._archive, self._name_of, self._stopping, self._trust)
         self._reach = Reach(host, self._is_member, self._name_of, wall_ns=wall_ns, rng=rng)
         self._checkup = Checkup(
@@ -221,6 +262,8 @@ class Node:
             self._archive,
             self._inbound,
             gossip=lambda: self._gossip,
+            roads=lambda: self._roads,
+            extra_reasons=self._bridge_reasons,
             published=lambda: self._publisher.published if self._publisher is not None else {},
             topics_wanted=settings.topics,
             mode=settings.mode,
@@ -258,6 +301,8 @@ class Node:
 
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
+        self.intake = RoadIntake(self._archive, self._inbound, lambda: self.gossip, self._is_shared)
+        roads = self._roads = self._make_roads(gossip)
         self._keeping = Keeping(
             self._archive,
             self._store,
@@ -273,8 +318,11 @@ class Node:
                 self._wall_ns,
                 self._rng,
                 self._trust,
+                roads.is_gossiped,
+                roads.safe,
             ),
         )
+        self._archive.on_dropped.append(roads.dropped)
         self._publisher = Publisher(
             gossip,
             self._archive,
@@ -282,7 +330,79 @@ class Node:
             Signer(self._keys.origin, self._keys.sign),
             TokenBucket(self._settings.publish_per_second, self._settings.publish_burst),
             self._wall_ns,
+            roads,
         )
+        if self._other_roads.importing is not None and self._other_roads.broker is not None:
+            self._bridge = self._make_bridge(gossip, self._other_roads.broker, self._other_roads.importing)
+
+    def _make_roads(self, gossip: Gossip) -> Roads:
+        other, settings = self._other_roads, self._settings
+        if other.post is not None:
+            tools = PosterTools(
+                self._host.peer_id,
+                lambda: self.members.all().values(),
+                lambda: [place for report in self._finder.reports() for place in report.places],
+                settings.legacy,
+                self._wall_ns,
+                self._rng,
+            )
+            self._poster = Poster(other.post, tools)
+        return Roads(
+            replace(settings.carriers, has_nats=other.broker is not None, has_http=other.post is not None),
+            self._archive,
+            self._subjects,
+            self.intake,
+            other.broker,
+            self._poster,
+            RoadTools(
+                neighbours=lambda topic: self.keeping.outbox.keepers(topic),
+                bridge=self._has_bridge,
+                unreachable=self._unreachable,
+                announce=lambda message: gossip.announce(message, gossip.topic_peers(message.topic)),
+                done=lambda ids: self.keeping.outbox.done(ids),
+                wall_ns=self._wall_ns,
+                listen=lambda: self._carrier_listen,
+                reads=other.importing is None,
+            ),
+        )
+
+    def _has_bridge(self) -> bool:
+        """Is a live bridge on our side, beside this node?"""
+        bridges = [each.record.peer_id for each in self.members.alive() if each.record.role == "bridge"]
+        return any(peer != self._host.peer_id and not self.members.is_beyond(peer) for peer in bridges)
+
+    def _unreachable(self) -> int:
+        return sum(1 for _ in lost(self.members.all().values(), self._host.peer_id, self._wall_ns()))
+
+    def _make_bridge(self, gossip: Gossip, broker: Broker, key: ImportKey) -> Bridge:
+        async def write(changes: Sequence[Change]) -> None:
+            await self._store.write(changes, full=False)
+
+        return Bridge(
+            broker,
+            self._host,
+            self._archive,
+            self.members,
+            self.intake,
+            self._subjects,
+            key,
+            self._other_roads.durable or self._host.peer_id,
+            BridgeTools(
+                self._keys.sign,
+                self._keys.verify_record,
+                write,
+                self._open_topic,
+                gossip.heard_topics,
+                self._meshes.collect,
+                self._wall_ns,
+                self._rng,
+            ),
+        )
+
+    def carries_http(self, listen: str, url: str) -> None:
+        """Other sidecars can hand over messages by HTTP here: they are told so."""
+        self._carrier_listen = listen
+        self.members.update_own(replace(self.members.own, carrier=url))
 
     async def load(self) -> None:
         """Take over what is stored; called once, after `attach` and before `run`.
@@ -291,13 +411,24 @@ class Node:
             EnvironmentFault: the store cannot be read.
         """
         contents = await self._archive.load()
+        waiting = [entry for each in contents.outbox if (entry := self._archive.entry(each)) is not None]
+        self.roads.load(waiting, await self._archive.bytes_of([entry.id for entry in waiting]))
         self.keeping.load(contents)
+        self.roads.loaded()
+        if self._bridge is not None:
+            self._bridge.load(contents.subscriptions)
 
     @property
     def gossip(self) -> Gossip:
         if self._gossip is None:
             raise Unavailable("the node is starting", reason="starting")
         return self._gossip
+
+    @property
+    def roads(self) -> Roads:
+        if self._roads is None:
+            raise Unavailable("the node is starting", reason="starting")
+        return self._roads
 
     @property
     def keeping(self) -> Keeping:
@@ -320,6 +451,11 @@ class Node:
             nursery.start_soon(self._archive.run)
             nursery.start_soon(self._council_keeper.run)
             nursery.start_soon(self.keeping.run)
+            nursery.start_soon(self.roads.run)
+            if self._poster is not None:
+                nursery.start_soon(self._poster.run)
+            if self._bridge is not None:
+                nursery.start_soon(self._bridge.run)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
             nursery.start_soon(self._finder.run)
@@ -368,10 +504,10 @@ class Node:
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return self._inbound.judge(message, source)
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         if restored and message.topic != MEMBERS_TOPIC:
             log.warning("an own message that was lost here came back", extra={"id": format_message_id(message.id)})
-        self._inbound.deliver(message, carrier="gossip")
+        self._inbound.deliver(message, carrier=via)
 
     def held(self, peer: PeerId, seqnos: Sequence[bytes]) -> None:
         self.keeping.outbox.held(peer, seqnos)
@@ -408,8 +544,11 @@ class Node:
     def _members_changed(self) -> None:
         self._dialer.wake()
         self._council_keeper.members_changed()
+        if self._roads is not None:
+            self._roads.members_changed()
         if self._gossip is not None:
-            self._gossip.fleet_size(len(self.members.alive()))
+            here = sum(1 for each in self.members.alive() if not self.members.is_beyond(each.record.peer_id))
+            self._gossip.fleet_size(here)
 
     async def _publish_record(self, signed: bytes) -> None:
         async with self._record_turn:
@@ -455,7 +594,7 @@ class Node:
             addrs = self._plain_addrs()
             if addrs and set(addrs) != set(self.members.own.addrs):
                 log.info("own addresses changed", extra={"addrs": list(addrs)})
-                self.members.update_own(dataclasses.replace(self.members.own, addrs=addrs))
+                self.members.update_own(replace(self.members.own, addrs=addrs))
 
     # -- ports.Sidecar -----------------------------------------------------------------
 
@@ -588,6 +727,8 @@ class Node:
         linked = known in self._host.links()
         if (member is None and not linked) or known == self._host.peer_id:
             raise InvalidRequest(f"{peer} is nobody this node can ping", hint="`p2pnode peers` lists who is there")
+        if not linked and self.members.is_beyond(known):
+            raise Unavailable(f"{peer} lives beyond a bridge and cannot be reached from here", reason="beyond")
         if linked:
             seconds = await self._host.ping(known)
         else:
@@ -602,9 +743,21 @@ class Node:
     def bootstrap_peers(self) -> list[str]:
         addrs = list(self._host.addrs())
         for member in sorted(self.members.alive(), key=lambda member: member.record.peer_id):
-            if member.record.peer_id != self._host.peer_id:
+            peer = member.record.peer_id
+            if peer != self._host.peer_id and not self.members.is_beyond(peer):
                 addrs += [f"{addr}/p2p/{member.record.peer_id}" for addr in member.record.addrs]
         return addrs
+
+    def carriers(self) -> JsonObject:
+        return self.roads.document()
+
+    async def set_carriers(self, changes: Mapping[str, object]) -> JsonObject:
+        return self.roads.set(changes)
+
+    def bridge(self) -> JsonObject:
+        if self._bridge is None:
+            raise NotFound("this node is no bridge", hint="`p2pnode bridge` runs one; --api names another sidecar")
+        return self._bridge.document()
 
     def metrics(self) -> Mapping[str, float]:
         own = {**host_metrics(self._host), "p2pnode_followers": float(self._followers)}
@@ -613,7 +766,16 @@ class Node:
         kept = {**archive_metrics(self._archive), **(self._keeping.metrics() if self._keeping is not None else {})}
         councils = {**self._council_keeper.metrics(), **self._council_metrics.metrics()}
         councils |= {**self._agents.metrics(), **self._trust.metrics()}
-        return {**own, **kept, **member_metrics(self.members), **discovery, **gossip, **councils}
+        roads = {**(self._roads.metrics() if self._roads else {}), **(self._bridge.metrics() if self._bridge else {})}
+        if self._other_roads.broker is not None:
+            roads |= broker_metrics(self._other_roads.broker)
+        return {**roads, **own, **kept, **member_metrics(self.members), **discovery, **gossip, **councils}
+
+    def _bridge_reasons(self) -> list[str]:
+        """What the bridge lacks, without what the roads of this node lack just the same."""
+        told = self._roads.reasons() if self._roads is not None else []
+        found = self._bridge.health_reasons() if self._bridge is not None else []
+        return [each for each in found if each.removeprefix("bridge: ") not in told]
 
     # -- helpers -----------------------------------------------------------------------
 

@@ -10,8 +10,9 @@ from typing import TypeGuard
 import trio
 
 from p2pnode.core.message import MessageId
+from p2pnode.core.routing import Road
 from p2pnode.errors import EnvironmentFault
-from p2pnode.ports import Add, Change, Entry, Release, Remember
+from p2pnode.ports import Add, Change, Entry, Release, Remember, Took
 
 RECENT_BYTES = 8 * 1024 * 1024
 """Bytes of the latest messages kept in memory: readers that keep up need no disk."""
@@ -97,7 +98,18 @@ class Releasing:
         yield Release(self.id, self.arrival, self.late)
 
 
-Step = Adding | Releasing
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """Roads that took a stored own message."""
+
+    id: MessageId
+    roads: tuple[Road, ...]
+
+    def changes(self) -> Iterator[Change]:
+        yield Took(self.id, self.roads)
+
+
+Step = Adding | Releasing | Marking
 
 
 class Recent:

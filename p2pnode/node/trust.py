@@ -18,24 +18,34 @@ class Trust:
     """
     Args:
         orchestrators: who is trusted to announce and to decide; empty: anyone.
+        bridges: import keys of bridges, whose word counts as theirs on `bridged_topics`.
 
     Attributes:
         passed_over: how often a message was not handed to the agent; counted for each reader.
     """
 
-    def __init__(self, orchestrators: Collection[PeerId] = ()) -> None:
+    def __init__(
+        self,
+        orchestrators: Collection[PeerId] = (),
+        bridges: Collection[PeerId] = (),
+        bridged_topics: Collection[str] = (),
+    ) -> None:
         self._orchestrators = frozenset(orchestrators)
+        self._bridges = frozenset(bridges)
+        self._bridged_topics = frozenset(bridged_topics)
         self.passed_over = 0
 
-    def is_orchestrator(self, peer: PeerId) -> bool:
-        """Does a node's word count as an orchestrator's?"""
-        return not self._orchestrators or peer in self._orchestrators
+    def is_orchestrator(self, peer: PeerId, topic: str) -> bool:
+        """Does a peer's word on a topic count as an orchestrator's?"""
+        if not self._orchestrators or peer in self._orchestrators:
+            return True
+        return peer in self._bridges and topic in self._bridged_topics
 
     def is_trusted(self, message: SignedMessage) -> bool:
         """May the origin say this? Opportunities and decisions are an orchestrator's, all else is anybody's."""
         if not self._orchestrators or message.topic not in (OPPORTUNITY_TOPIC, STATUS_TOPIC):
             return True
-        if peer_id_text(message.origin) in self._orchestrators:
+        if self.is_orchestrator(peer_id_text(message.origin), message.topic):
             return True
         return message.topic == STATUS_TOPIC and not _is_decision(message.data)
 

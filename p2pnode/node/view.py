@@ -16,6 +16,7 @@ from p2pnode.node.finder import DialState, Finder
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
 from p2pnode.node.reach import Reach
+from p2pnode.node.roads import Roads
 from p2pnode.ports import Gossip, Health, Host, JsonObject, Link
 from p2pnode.wire.payload import format_time
 
@@ -25,6 +26,8 @@ class View:
     """
     Args:
         gossip: None while the node starts.
+        roads: likewise.
+        extra_reasons: what else works less than configured.
         published: own messages by topic.
         topics: those that are subscribed from the start.
         mode: of discovery.
@@ -42,6 +45,8 @@ class View:
     archive: Archive
     inbound: Inbound
     gossip: Callable[[], Gossip | None]
+    roads: Callable[[], Roads | None]
+    extra_reasons: Callable[[], list[str]]
     published: Callable[[], Mapping[str, int]]
     topics_wanted: Sequence[str]
     mode: str
@@ -72,7 +77,8 @@ class View:
         """`ports.Sidecar.peers`."""
         links = self.host.links()
         members = self.members.all()
-        self.finder.note((member.record for member in members.values()), self.dialer.answerers())
+        here = (member.record for peer, member in members.items() if not self.members.is_beyond(peer))
+        self.finder.note(here, self.dialer.answerers())
         documents = [self._member(peer, links.get(peer)) for peer in members]
         documents += [
             stranger_document(link, rtt_ms=self._rtt_ms(peer), mesh=self._mesh_of(peer), score=self._score(peer))
@@ -87,6 +93,7 @@ class View:
             self.members.all()[peer],
             link,
             is_self=is_self,
+            bridged=self.members.is_beyond(peer),
             same_name=self.members.machine.shares_name(peer),
             rtt_ms=None if is_self else self._rtt_ms(peer),
             mesh=self._mesh_of(None if is_self else peer),
@@ -134,6 +141,11 @@ class View:
             return Health("not-ready", ("the sidecar is starting",))
         errors = self.dialer.bootstrap_errors
         down = [f"bootstrap {addr}: {error}" for addr, error in sorted(errors.items())]
+        roads = self.roads()
+        others = [*(roads.reasons() if roads is not None else []), *self.extra_reasons()]
+        if not self.host.links() and roads is not None and roads.has_other_road():
+            why = "no peer is connected over libp2p; messages go over NATS; `p2pnode doctor` says more"
+            return Health("degraded", (why, *others, *down))
         if not self.host.links():
             why = "no peer is connected, so nothing can be delivered"
             if not self.finder.reports():
@@ -146,6 +158,7 @@ class View:
         reasons = [f"no connected peer is subscribed to {', '.join(alone)}"] if alone else []
         if self.dialer.bootstraps and len(down) == len(self.dialer.bootstraps):
             reasons += down
+        reasons += others
         return Health("degraded" if reasons else "delivering", tuple(reasons))
 
     def topics_alone(self, gossip: Gossip) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from p2pnode import ports
 from p2pnode.core.message import MessageId
+from p2pnode.core.routing import ROADS, Road
 from p2pnode.store.schema import LAST_ARRIVAL
 
 MAX_REMEMBERED: Final = 10_000
@@ -21,8 +22,8 @@ _BY_ID: Final = "(SELECT number FROM messages WHERE id = ?)"
 
 _ADD: Final = """
     INSERT INTO messages
-    (id, topic, arrival, published_at, expires_at, received_at, size, digest, prev, carrier, late, own)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
+    (id, topic, arrival, published_at, expires_at, received_at, size, digest, prev, carrier, late, own, roads)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING
 """
 
 
@@ -36,6 +37,12 @@ def number(value: int) -> int | bytes:
 def value_of(stored: int | bytes) -> int:
     """The inverse of `number`."""
     return int.from_bytes(stored, "big", signed=True) if isinstance(stored, bytes) else stored
+
+
+def roads_of(text: str) -> tuple[Road, ...]:
+    """As they were written, in the order of ROADS; what a later version knows beside them is left out."""
+    words = text.split()
+    return tuple(road for road in ROADS if road in words)
 
 
 class Changes:
@@ -102,6 +109,7 @@ class Changes:
                 entry.carrier,
                 entry.late,
                 entry.own,
+                " ".join(entry.roads),
             ),
         )
         if added.rowcount != 1:
@@ -128,6 +136,9 @@ class Changes:
 
     def _outbox_done(self, change: ports.OutboxDone) -> None:
         self._connection.executemany(f"DELETE FROM outbox WHERE message = {_BY_ID}", ((each,) for each in change.ids))
+
+    def _took(self, change: ports.Took) -> None:
+        self._connection.execute("UPDATE messages SET roads = ? WHERE id = ?", (" ".join(change.roads), change.id))
 
     def _remember(self, change: ports.Remember) -> None:
         self._remembered = True
@@ -174,6 +185,7 @@ _DOING: Final[Mapping[type, Callable[..., None]]] = {
     ports.Drop: Changes._drop,
     ports.Horizon: Changes._horizon,
     ports.OutboxDone: Changes._outbox_done,
+    ports.Took: Changes._took,
     ports.Remember: Changes._remember,
     ports.Subscribe: Changes._subscribe,
     ports.Unsubscribe: Changes._unsubscribe,
@@ -232,7 +244,7 @@ def _entries(connection: sqlite3.Connection, topics: Mapping[int, str]) -> Seque
     carriers: dict[str, str] = {}
     rows = connection.execute(
         "SELECT id, topic, ifnull(arrival, 0), published_at, expires_at, received_at, size, digest, prev, carrier,"
-        " late, own FROM messages"
+        " late, own, roads FROM messages"
     )
     entries = [
         ports.Entry(
@@ -248,8 +260,23 @@ def _entries(connection: sqlite3.Connection, topics: Mapping[int, str]) -> Seque
             carriers.setdefault(carrier, carrier),
             bool(late),
             bool(own),
+            roads_of(roads) if roads else (),
         )
-        for id, topic, arrival, published_at, expires_at, received_at, size, digest, prev, carrier, late, own in rows
+        for (
+            id,
+            topic,
+            arrival,
+            published_at,
+            expires_at,
+            received_at,
+            size,
+            digest,
+            prev,
+            carrier,
+            late,
+            own,
+            roads,
+        ) in rows
     ]
     # Here and not in SQL, whose sorting may want a temporary file.
     entries.sort(key=lambda entry: (entry.arrival == 0, entry.arrival))

@@ -93,4 +93,6 @@ STEPS: Final[Sequence[Step]] = (
         ),
         readable_by=1,
     ),
+    # Roads of own messages, with blanks between them.
+    Step(("ALTER TABLE messages ADD COLUMN roads TEXT NOT NULL DEFAULT ''",), readable_by=1),
 )

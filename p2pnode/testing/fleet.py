@@ -76,7 +76,7 @@ class SimNode:
         ill_until: what is said of it until then is not false.
     """
 
-    def __init__(self, number: int, fleet: MembersFleet, table: Table | None) -> None:
+    def __init__(self, number: int, fleet: MembersFleet, table: Table | None, bootstrap: int, role: str) -> None:
         self.number = number
         self._fleet = fleet
         self._table = table
@@ -99,7 +99,7 @@ class SimNode:
         self.settling = False
         self._items: tuple[int, Snapshot] | None = None
         self.machine = Membership(
-            sim_record(number, fleet.wall_ns()),
+            dataclasses.replace(sim_record(number, fleet.wall_ns()), role=role),
             Seals(
                 lambda record: dataclasses.replace(record, signed=_SIGNED),
                 lambda accusation: dataclasses.replace(accusation, signed=_SIGNED),
@@ -111,7 +111,8 @@ class SimNode:
             params=fleet.params,
             table=table,
         )
-        self.planner = LinkPlanner(self.id, fleet.settings, () if number == 0 else (_addr(0),), {}, self.rng)
+        bootstraps = () if number == bootstrap else (_addr(bootstrap),)
+        self.planner = LinkPlanner(self.id, fleet.settings, bootstraps, {}, self.rng, self.machine.is_beyond)
 
     @property
     def well(self) -> bool:
@@ -211,12 +212,18 @@ class MembersFleet:
 
     # -- what happens to nodes ---------------------------------------------------------
 
-    def start(self, table: Table | None = None) -> SimNode:
-        """A new node; it knows the first node's address only, or what is in its table."""
-        node = SimNode(len(self.nodes), self, table)
+    def start(
+        self, table: Table | None = None, *, side: int | None = None, bootstrap: int = 0, role: str = "chorus"
+    ) -> SimNode:
+        """A new node; it knows the address of node `bootstrap` only, or what is in its table.
+
+        Args:
+            side: of a cut; None: where the first node is.
+        """
+        node = SimNode(len(self.nodes), self, table, bootstrap, role)
         self.nodes.append(node)
         self.by_id[node.id] = self.by_addr[_addr(node.number)] = node
-        node.side = self.nodes[0].side
+        node.side = self.nodes[0].side if side is None else side
         self._publish(node, Publish((node.machine.own,), ()))
         self._reckon(node)
         self._wake(node)
@@ -302,7 +309,8 @@ class MembersFleet:
 
     def _do(self, node: SimNode, effect: Effect) -> None:
         match effect:
-            case Publish():
+            case Publish(_, accusations):
+                self.traffic["accusations"] += sum(each.accuser == node.id for each in accusations)
                 self._publish(node, effect)
             case Probe(peer, _, patience):
                 reached, took = self._try(node, self.by_id[peer], patience)
@@ -342,6 +350,7 @@ class MembersFleet:
     def _try(self, node: SimNode, other: SimNode, patience: float) -> tuple[bool, float]:
         """A probe: was it answered, and after how long."""
         self.traffic["probes"] += 1
+        self.traffic["probes across"] += self.cut and node.side != other.side
         self.traffic["probe bytes"] += PROBE_BYTES
         took = (2 if other.id in node.links else 6) * self._delay(node, other)
         if not other.up and other.refuses and not (self.cut and node.side != other.side):
@@ -502,6 +511,7 @@ class MembersFleet:
     def _dial(self, node: SimNode, target: Target) -> None:
         other = self.by_addr[target.addrs[0]]
         self.traffic["dials"] += 1
+        self.traffic["dials across"] += self.cut and node.side != other.side
         delay = self.latency * node.rng.uniform(0.5, 2.0)
         took = 6 * delay
         if self.loss and node.rng.random() < 2 * self.loss:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from p2pnode.core.membership.record import MAX_INCARNATION, Accusation, MemberRecord
+from p2pnode.core.membership.beyond import MAX_BEYOND_BYTES, is_filter
+from p2pnode.core.membership.record import MAX_INCARNATION, Accusation, MemberRecord, Role
 from p2pnode.core.peerid import is_peer_id, peer_id_bytes, peer_id_text
 from p2pnode.errors import InvalidMessage
 from p2pnode.wire.pb.p2pnode.v1 import member_pb2
@@ -18,7 +20,8 @@ MEMBERS_TOPIC = "p2pnode.members"
 SIGNING_PREFIX = b"p2pnode-member-record:"
 MAX_RECORD_BYTES = 4096
 PROBE_PROTOCOL = "/p2pnode/probe/1.0.0"
-"""Asked with a peer id in bytes; answered by one byte: 1 when the helper reached that member, else 0."""
+"""Asked with a peer id in bytes; answered by one byte: 1 when the helper reached that member, or a bridge vouches for
+it; else 0."""
 
 ACCUSATION_PREFIX = b"p2pnode-accusation:"
 MAX_ACCUSATION_BYTES = 512
@@ -33,6 +36,8 @@ MAX_WANT = 16_384
 MAX_ADDRS = 16
 MAX_CAPABILITIES = 64
 MAX_TEXT = 256
+
+_CARRIER = re.compile(r"http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 
 
 def sign_record(record: MemberRecord, sign: Callable[[bytes], bytes], key: bytes = b"") -> bytes:
@@ -58,6 +63,8 @@ def sign_record(record: MemberRecord, sign: Callable[[bytes], bytes], key: bytes
         left=record.left,
         started_at_ns=record.started_at_ns,
         current_team=record.current_team,
+        beyond=record.beyond,
+        carrier=record.carrier,
     ).SerializeToString(deterministic=True)
     signed = member_pb2.SignedRecord(record=body, signature=sign(SIGNING_PREFIX + body), key=key)
     encoded = signed.SerializeToString(deterministic=True)
@@ -66,7 +73,7 @@ def sign_record(record: MemberRecord, sign: Callable[[bytes], bytes], key: bytes
 
 
 def check_room(record: MemberRecord, sign: Callable[[bytes], bytes]) -> None:
-    """Will others take the record however it grows by itself: with many long addresses and the largest numbers?
+    """Will others take the record however it grows: with many long addresses, the largest numbers, a bridge's filter?
 
     Raises:
         InvalidMessage: they will not; reason `oversize` or `record`.
@@ -78,6 +85,7 @@ def check_room(record: MemberRecord, sign: Callable[[bytes], bytes]) -> None:
         tasks_completed=MAX_INCARNATION,
         started_at_ns=2**63 - 1,
         left=True,
+        beyond=b"\x01".ljust(MAX_BEYOND_BYTES, b"\xff") if record.role == Role.BRIDGE else b"",
     )
     sign_record(largest, sign)
 
@@ -261,6 +269,12 @@ def _encoded(message: member_pb2.MemberNews) -> EncodedNews:
     )
 
 
+def is_carrier(url: str) -> bool:
+    """Is it `http://HOST:PORT`, of at most 256 characters? An IPv6 address stands in brackets."""
+    match = _CARRIER.fullmatch(url) if len(url) <= MAX_TEXT else None
+    return match is not None and 0 < int(match[1]) < 65536
+
+
 def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:
     if len(encoded) > MAX_RECORD_BYTES:
         raise InvalidMessage("oversize", f"a member record of {len(encoded)} bytes is over {MAX_RECORD_BYTES}")
@@ -281,6 +295,10 @@ def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:
         or any(len(text) > MAX_TEXT for text in (*texts, *body.addrs, *body.capabilities))
     ):
         raise InvalidMessage("record", "a member record without a peer id, or with a field over its limit")
+    if not is_filter(body.beyond) or (body.beyond and body.role != Role.BRIDGE):
+        raise InvalidMessage("record", "a member record whose `beyond` is no filter, or which is not a bridge's")
+    if body.carrier and not is_carrier(body.carrier):
+        raise InvalidMessage("record", "a member record whose `carrier` is no http://HOST:PORT")
     record = MemberRecord(
         peer_id=peer_id_text(body.peer_id),
         incarnation=body.incarnation,
@@ -298,6 +316,8 @@ def _decode(encoded: bytes) -> tuple[member_pb2.SignedRecord, MemberRecord]:
         left=body.left,
         started_at_ns=body.started_at_ns,
         current_team=body.current_team,
+        beyond=body.beyond,
+        carrier=body.carrier,
         signed=encoded,
     )
     return signed, record

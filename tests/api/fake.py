@@ -73,6 +73,8 @@ class FakeSidecar:
         self.formed: list[JsonObject] = []
         self.known_agents: list[JsonObject] = []
         self.watched: list[str | None] = []
+        self.roads: JsonObject = {"gossip": {"use": "always"}, "rollback": None, "degraded": False}
+        self.bridging: JsonObject | None = None
         self._steps: list[Followed] = []
         self._news = trio.Event()
 
@@ -258,6 +260,20 @@ class FakeSidecar:
     async def update_agent(self, changes: Mapping[str, object]) -> JsonObject:
         self._asked("agent", changes)
         return {"agent_id": "a", **changes}
+
+    def carriers(self) -> JsonObject:
+        self._raise()
+        return self.roads
+
+    async def set_carriers(self, changes: Mapping[str, object]) -> JsonObject:
+        self._asked("carriers", changes)
+        return {**self.roads, **changes}
+
+    def bridge(self) -> JsonObject:
+        self._raise()
+        if self.bridging is None:
+            raise NotFound("this node is no bridge")
+        return self.bridging
 
     def metrics(self) -> Mapping[str, float]:
         self._raise()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -60,3 +63,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("time.monotonic", clock)
     return clock
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Sequence[str] | None]]:
+    """What `run_sidecar` was called with; it ends with the agent's exit code 7."""
+    calls: list[tuple[Any, Sequence[str] | None]] = []
+
+    def run_sidecar(settings: Any, agent_command: Sequence[str] | None) -> int:
+        calls.append((settings, agent_command))
+        return 7
+
+    app = ModuleType("p2pnode.app")
+    app.__dict__["run_sidecar"] = run_sidecar
+    monkeypatch.setitem(sys.modules, "p2pnode.app", app)
+    return calls

@@ -44,22 +44,27 @@ def answering(sidecar: FakeSidecar) -> FakeSidecar:
     sidecar.serves("/api/v1/topics", [])
     sidecar.serves("/api/v1/mesh", {"nodes": [], "missing": []})
     sidecar.on("GET", "/ready", document_answer({"status": "delivering", "reasons": []}))
+    sidecar.serves("/api/v1/carriers", {"degraded": False})
+    sidecar.on("PATCH", "/api/v1/carriers", document_answer({"degraded": False}))
+    sidecar.serves("/api/v1/bridge", {"broker": {"connected": True}})
     return sidecar
 
 
-@pytest.mark.parametrize("name", ["peers", "id", "status", "topics", "mesh"])
+@pytest.mark.parametrize(
+    "name", ["peers", "id", "status", "topics", "mesh", "carriers", "carriers set rollback=nats", "bridge status"]
+)
 def test_asking_commands_import_nothing_heavy(answering: FakeSidecar, registry: Registry, name: str) -> None:
     registry("whoosh-1", "whoosh", answering.api)
     script = (
         "import sys\n"
         "from p2pnode.cli.main import main\n"
-        f"assert main([{name!r}]) == 0\n"
+        f"assert main({name.split()!r}) == 0\n"
         "print(*sys.modules, file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.split())
-    heavy = {"trio", "libp2p", "pydantic", "rich", "asyncio", "starlette", "hypercorn", "cryptography", "nacl"}
+    heavy = {"trio", "libp2p", "nats", "pydantic", "rich", "asyncio", "starlette", "hypercorn", "cryptography", "nacl"}
     heavy |= {"http.client", "urllib.request", "importlib.metadata", "logging", "ssl", "email"}
     assert not loaded & heavy
     assert not {module for module in loaded if module.startswith(("p2pnode.config", "p2pnode.app", "p2pnode.core"))}

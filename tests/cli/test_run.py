@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,21 +11,6 @@ from typing import Any
 import pytest
 
 from tests.cli.running import Run
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Sequence[str] | None]]:
-    """What `run_sidecar` was called with; it ends with the agent's exit code 7."""
-    calls: list[tuple[Any, Sequence[str] | None]] = []
-
-    def run_sidecar(settings: Any, agent_command: Sequence[str] | None) -> int:
-        calls.append((settings, agent_command))
-        return 7
-
-    app = ModuleType("p2pnode.app")
-    app.__dict__["run_sidecar"] = run_sidecar
-    monkeypatch.setitem(sys.modules, "p2pnode.app", app)
-    return calls
 
 
 @pytest.fixture

@@ -116,6 +116,18 @@ def test_variables_of_others_are_left_alone(load: Load) -> None:
             "network.key (file FILE)",
             "both are set; keep one of them",
         ),
+        (
+            '[nats]\nsubjects = ["alerts=ops.alerts", "alarms=ops.alerts"]',
+            {},
+            "nats.subjects (file FILE)",
+            "'ops.alerts' stands for another topic already; drop alarms=ops.alerts",
+        ),
+        (
+            '[nats]\nsubjects = ["alerts=backbeat.status.east"]\n[agent]\ncluster_id = "east"',
+            {},
+            "nats.subjects (file FILE)",
+            "stands for another topic already",
+        ),
     ],
 )
 def test_contradictions_are_refused(

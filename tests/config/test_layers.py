@@ -124,6 +124,31 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
         "P2PNODE_AGENT_AUTO_CLAIM": "true",
         "P2PNODE_COUNCILS_TAKEOVER": "any",
         "P2PNODE_COUNCILS_FORMATION_SECONDS": "90",
+        "P2PNODE_TRUST_BRIDGED_TOPICS": "councils.forming,councils.status",
+        "P2PNODE_CARRIERS_GOSSIP": "fallback",
+        "P2PNODE_CARRIERS_NATS": "always",
+        "P2PNODE_CARRIERS_HTTP": "off",
+        "P2PNODE_CARRIERS_CANARY_PERCENT": "12.5",
+        "P2PNODE_CARRIERS_ROLLBACK": "nats",
+        "P2PNODE_CARRIERS_LISTEN": "0.0.0.0:9001",
+        "P2PNODE_CARRIERS_ANNOUNCE": "http://10.0.0.7:9001",
+        "P2PNODE_NATS_URL": "nats://a:4222,tls://b:4222",
+        "P2PNODE_NATS_USER": "u",
+        "P2PNODE_NATS_PASSWORD": "p",
+        "P2PNODE_NATS_TOKEN": "t",
+        "P2PNODE_NATS_CREDS_FILE": "/run/secrets/nats.creds",
+        "P2PNODE_NATS_NKEY": "/run/secrets/nats.nk",
+        "P2PNODE_NATS_TLS_CA_FILE": "/run/secrets/ca.pem",
+        "P2PNODE_NATS_TLS_CERT_FILE": "/run/secrets/cert.pem",
+        "P2PNODE_NATS_TLS_KEY_FILE": "/run/secrets/key.pem",
+        "P2PNODE_NATS_JETSTREAM": "on",
+        "P2PNODE_NATS_STREAM": "COUNCILS",
+        "P2PNODE_NATS_SUBJECTS": "alerts=ops.alerts",
+        "P2PNODE_BRIDGE_IMPORT_KEY_FILE": "/run/secrets/import.key",
+        "P2PNODE_BRIDGE_DURABLE": "bridges",
+        "P2PNODE_LEGACY_ENDPOINTS": "http://10.0.0.9:8080",
+        "P2PNODE_LEGACY_PATH": "/opportunities",
+        "P2PNODE_LEGACY_HEALTH_PORT": "8082",
     }
     assert set(given) == {key.variable for key in keys()}
     loaded = load(None, given)
@@ -152,6 +177,9 @@ def test_every_key_can_be_set_by_its_variable(load: Load) -> None:
     assert settings.agent.stop_grace_seconds == 0
     assert settings.agent.auto_claim is True
     assert (settings.councils.takeover, settings.councils.formation_seconds) == ("any", 90)
+    assert settings.nats.url == ("nats://a:4222", "tls://b:4222")
+    assert (settings.carriers.canary_percent, settings.carriers.rollback) == (12.5, "nats")
+    assert (settings.legacy.health_port, settings.legacy.path) == (8082, "/opportunities")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +209,7 @@ def test_yes_or_no_is_a_boolean_in_the_file(load: Load, value: bool) -> None:
         ("--announce", "/dns4/a/tcp/1", ("/dns4/a/tcp/1",)),
         ("--api", ("unix:/x",), ("unix:/x",)),
         ("--api-token-file", "/t", Path("/t")),
+        ("--carrier", "0.0.0.0:9001", "0.0.0.0:9001"),
         ("--log-level", "error", "error"),
         ("--log-format", "text", "text"),
     ],

@@ -60,6 +60,7 @@ class Lan:
         self._switch = _hold(holders, *owner, "unshare", *([] if owner else ["--map-root-user"]), "--net")
         self._within = _inside(self._switch)
         self._count = 0
+        self._ports: dict[str, str] = {}
         _run(*self._within, "ip", "link", "add", _SWITCH, "type", "bridge", "mcast_snooping", "0")
         _run(*self._within, "ip", "link", "set", _SWITCH, "up")
 
@@ -83,13 +84,18 @@ class Lan:
     def connect(self, station: Station, name: str, ip: str) -> None:
         """Give a station an interface on this switch; without IPv6, so that it says nothing by itself."""
         self._count += 1
-        port = f"port{self._count}"
+        port = self._ports[ip] = f"port{self._count}"
         peer = ("peer", "name", port, "netns", str(self._switch))
         station.run("ip", "link", "add", name, "type", "veth", *peer)
         station.run("sh", "-c", f"echo 1 > /proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         station.run("ip", "addr", "add", f"{ip}/24", "dev", name)
         _run(*self._within, "ip", "link", "set", port, "master", _SWITCH, "up")
         station.run("ip", "link", "set", name, "up")
+
+    def pass_on(self, ip: str, passes: bool) -> None:
+        """Have the switch pass packets from and to an address on, or drop them all without a word."""
+        plugged = ("master", _SWITCH) if passes else ("nomaster",)
+        _run(*self._within, "ip", "link", "set", self._ports[ip], *plugged)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Telling:
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return Accept()
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         self._heard.append(Heard(peer_id_text(message.origin), message.number, json.loads(message.data)))
 
     def holds(self, message_id: MessageId) -> bool:

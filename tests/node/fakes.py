@@ -16,12 +16,13 @@ from p2pnode.core.links import LinkSettings
 from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import Accept, MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId, peer_id_text
+from p2pnode.core.routing import Policy
 from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.identity import Identity, verifier_for
 from p2pnode.node.councils import CouncilSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.members import Members
-from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
+from p2pnode.node.sidecar import Keys, Node, NodeSettings, OtherRoads, Stores
 from p2pnode.node.storing import SHIPPED, Retention
 from p2pnode.ports import Direction, GossipEvents, HostEvents, Link, Source
 from p2pnode.wire.pubsub import decode_message, message_verify
@@ -344,8 +345,18 @@ class FakeGossip:
         for peer in tuple(self.topic_peers(message.topic)):
             self._gossips[peer].receive(message.raw, self._host.peer_id)
 
+    def inject(self, message: SignedMessage, via: str) -> None:
+        self._receive(message.raw, None, via)
+
+    def heard_topics(self) -> Collection[str]:
+        links = self._host.links()
+        return {topic for peer, other in self._gossips.items() if peer in links for topic in other._topics}
+
     def receive(self, raw: bytes, source: PeerId) -> None:
         """Size, shape, seen, signature, mark, judge; then deliver and pass on."""
+        self._receive(raw, source, "gossip")
+
+    def _receive(self, raw: bytes, source: PeerId | None, via: str) -> None:
         try:
             message = decode_message(raw)
         except InvalidMessage as error:
@@ -354,7 +365,7 @@ class FakeGossip:
         if message.topic not in self._topics:
             return
         if message.id in self._seen:
-            if peer_id_text(message.origin) == source and self._events.holds(message.id):
+            if source is not None and peer_id_text(message.origin) == source and self._events.holds(message.id):
                 self._events.repeated(source, message.id)
             return
         if not verify_message(message):
@@ -367,7 +378,7 @@ class FakeGossip:
             self._counters[type(verdict).__name__.lower(), verdict.why] += 1
             return
         self._counters["accept", "relayed" if verdict.relay else "old"] += 1
-        self._events.deliver(message, source, restored=False)
+        self._events.deliver(message, source, via=via, restored=False)
         if verdict.relay:
             self._spread(message)
 
@@ -456,6 +467,9 @@ class Fleet:
         sources: Sequence[Source] = (),
         councils: CouncilSettings | None = None,
         capabilities: Sequence[str] = (),
+        other_roads: OtherRoads | None = None,
+        carriers: Policy | None = None,
+        legacy: Sequence[str] = (),
     ) -> Running:
         """Make a node. With the identity and the address of one that is gone, it takes its place."""
         number = len(self.nodes) + 1
@@ -481,6 +495,8 @@ class Fleet:
                 durability=SHIPPED,
                 webhook=None,
                 councils=councils or CouncilSettings(),
+                carriers=carriers or Policy(),
+                legacy=legacy,
             ),
             Keys(identity.peer_id_bytes, identity.sign, verify_record, verify_message),
             host,
@@ -488,6 +504,7 @@ class Fleet:
             wall_ns=wall,
             rng=Random(self._rng.getrandbits(64)),
             api_addresses=lambda: ["unix:/run/p2pnode/api.sock"],
+            other_roads=other_roads,
         )
         gossip = FakeGossip(host, self.gossips, node)
         node.attach(gossip)
@@ -510,18 +527,30 @@ class Fleet:
             with trio.CancelScope(shield=True):
                 await running.node.close()
 
-    def restart(self, running: Running, *, bootstrap: Sequence[str] = (), wall: Wall | None = None) -> Running:
+    def restart(
+        self,
+        running: Running,
+        *,
+        bootstrap: Sequence[str] = (),
+        wall: Wall | None = None,
+        other_roads: OtherRoads | None = None,
+        carriers: Policy | None = None,
+        topics: Sequence[str] = ("councils.forming",),
+    ) -> Running:
         """The same node once more, with what its disk holds, at another address."""
         self.network.hosts.pop(running.host.addr)
         self.network.revive(running.peer_id)
         return self.add(
             bootstrap=bootstrap,
+            topics=topics,
             identity=running.identity,
             seqnos=running.seqnos,
             incarnations=running.incarnations,
             known=running.known,
             store=running.store,
             wall=wall,
+            other_roads=other_roads,
+            carriers=carriers,
         )
 
     def stop(self, running: Running) -> None:

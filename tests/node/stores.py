@@ -25,6 +25,7 @@ from p2pnode.ports import (
     Remember,
     Subscribe,
     Subscription,
+    Took,
     Unsubscribe,
 )
 
@@ -98,6 +99,9 @@ class MemoryStore:
             case OutboxDone(ids):
                 for each in ids:
                     self.outbox.pop(each, None)
+            case Took(message_id, roads):
+                if message_id in self.entries:
+                    self.entries[message_id] = replace(self.entries[message_id], roads=roads)
             case Remember(key):
                 self.remembered[key] = change
             case Subscribe(subscription):

@@ -99,7 +99,7 @@ class FakeNode:
             raise ZeroDivisionError
         return self.verdict
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         self.delivered.append((message.number, source, restored))
         self.on_deliver(message)
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from p2pnode.core.membership.beyond import BeyondFilter
 from p2pnode.core.membership.record import MAX_INCARNATION, Accusation, MemberRecord, MemberState
 from p2pnode.core.message import Accept, Ignore, Reject, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
@@ -25,6 +26,7 @@ from p2pnode.node.members import (
     MAX_PROBES_FOR_ONE,
     MAX_PROBES_FOR_OTHERS,
     NEWS_IN_ANSWER_BYTES,
+    ROLL_BYTES,
     VERIFY_AT_ONCE,
     Members,
     Tools,
@@ -926,3 +928,71 @@ async def test_peers_that_answer_nonsense_or_nothing_end_nothing(autojump_clock:
         assert node.members.refused["protobuf"] == 3
         assert node.host.links().keys() == {ALICE.peer_id, BOB.peer_id}
         assert [peer["name"] for peer in node.node.peers()] == ["node-001", None, None]
+
+
+# -- other roads -----------------------------------------------------------------------
+
+
+async def test_a_roll_taken_in_by_another_road_is_known_gossiped_on_and_says_who_is_in_it() -> None:
+    here, there = Desk(identity=ALICE), Desk(identity=BOB)
+    there.hear(signed(CAROL), signed(ghost(1)), accusations=(accused(CAROL, ghost(1)),))
+    (part,) = there.members.roll(lambda peer: False)
+    async with running(here):
+        assert await here.members.take_news(part, "nats") == {BOB.peer_id, CAROL.peer_id, ghost(1).peer_id}
+        assert here.state(ghost(1)) is MemberState.SUSPECT
+        member = here.members.get(CAROL.peer_id)
+        assert member is not None
+        assert member.source == "nats"
+        await until(lambda: set(part.records) <= set(here.records_published()))
+        assert here.accusations_published() == list(part.accusations)
+        assert await here.members.take_news(part, "nats") >= {BOB.peer_id, CAROL.peer_id}, "known just so"
+
+
+async def test_of_a_roll_those_are_not_told_of_whom_we_know_better_nor_we_ourselves() -> None:
+    desk = Desk()
+    desk.hear(signed(ALICE, NOW_MS + 5), signed(CAROL, NOW_MS, left=True))
+    news = EncodedNews((signed(ALICE), signed(CAROL, NOW_MS, left=True), signed(BOB), desk.members.own.signed))
+    assert await desk.members.take_news(news) == {BOB.peer_id}
+
+
+async def test_what_is_forged_in_a_roll_costs_only_itself() -> None:
+    desk = Desk()
+    news = EncodedNews((b"nonsense", signed(ALICE, by=BOB), signed(CAROL)), (accused(CAROL, BOB, by=ALICE), b""))
+    assert await desk.members.take_news(news) == {CAROL.peer_id}
+    assert set(desk.known()) == {ME.peer_id, CAROL.peer_id}
+
+
+async def test_a_roll_comes_in_parts_that_fit_and_leaves_out_who_is_excluded() -> None:
+    desk = Desk()
+    crowd = [ghost(number) for number in range(60)]
+    for each in crowd:
+        desk.hear(signed(each, capabilities=BIG))
+    out = {each.peer_id for each in crowd[:20]}
+    parts = desk.members.roll(out.__contains__)
+    assert len(parts) > 1
+    assert all(len(encode_news(part)) <= ROLL_BYTES for part in parts)
+    other = Desk(identity=ALICE)
+    for part in parts:
+        await other.members.take_news(part)
+    assert set(other.known()) == {ME.peer_id, ALICE.peer_id, *(each.peer_id for each in crowd[20:])}
+
+
+async def test_a_helper_answers_for_one_beyond_a_bridge_without_probing_it() -> None:
+    network = Network()
+    asker, helper = Desk(network), Desk(network, ALICE)
+    helper.meet(asker)
+    helper.hear(signed(CAROL), signed(BOB, role="bridge", beyond=BeyondFilter.make([CAROL.peer_id])))
+    await asker.host.dial(helper.host.addrs()[0])
+    async with running(helper):
+        await trio.testing.wait_all_tasks_blocked()
+        said = await asker.host.request(ALICE.peer_id, PROBE_PROTOCOL, CAROL.peer_id_bytes, limit_bytes=8)
+    assert said == b"\x01"
+    assert network.probes == []
+
+
+async def test_an_address_in_the_record_of_one_beyond_a_bridge_is_not_its_address_here() -> None:
+    desk = Desk()
+    desk.hear(signed(CAROL, addrs=("/ip4/10.4.4.4/tcp/1",)))
+    assert desk.members.living_at("/ip4/10.4.4.4/tcp/1") == CAROL.peer_id
+    desk.hear(signed(BOB, role="bridge", beyond=BeyondFilter.make([CAROL.peer_id])))
+    assert desk.members.living_at("/ip4/10.4.4.4/tcp/1") is None

@@ -86,13 +86,20 @@ class Fleet:
         self.asked: list[tuple[PeerId, PeerId, bytes]] = []
         self.told: Counter[PeerId] = Counter()
         self.instead: dict[PeerId, Answer] = {}
+        self.beyond: set[PeerId] = set()
         self.members = {peer(number): member(number) for number in range(size)}
         self.hosts = {one: FakeHost(self, one) for one in self.members}
         for one, other in links:
             self.link(peer(one), peer(other))
         ids = (number.to_bytes(16, "big") for number in itertools.count())
         self.meshes = {
-            one: Meshes(cast(Host, host), self.topics_of(host), lambda: self.members, new_id=lambda: next(ids))
+            one: Meshes(
+                cast(Host, host),
+                self.topics_of(host),
+                lambda: self.members,
+                is_beyond=self.beyond.__contains__,
+                new_id=lambda: next(ids),
+            )
             for one, host in self.hosts.items()
         }
         self.asker = self.meshes[peer(0)]
@@ -383,6 +390,12 @@ async def test_a_node_alone_tells_of_itself(clock: MockClock) -> None:
     document = await Fleet(1, []).asker.document()
     assert [node["name"] for node in document["nodes"]] == ["n00"]
     assert document["missing"] == []
+
+
+async def test_who_lives_beyond_a_bridge_is_not_missed(clock: MockClock) -> None:
+    fleet = Fleet(4, [(0, 1)])
+    fleet.beyond.add(peer(2))
+    assert (await fleet.asker.document())["missing"] == [{"peer_id": peer(3), "name": "n03"}]
 
 
 async def test_the_protocol_is_served_from_the_start() -> None:

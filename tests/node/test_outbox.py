@@ -119,7 +119,7 @@ class Peer:
     def judge(self, message: SignedMessage, source: PeerId | None) -> Verdict:
         return Accept(relay=False)
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         if self.deaf:
             self.gossip._seen.discard(message.id)
         else:

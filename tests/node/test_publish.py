@@ -73,13 +73,13 @@ async def test_a_published_message_is_kept_here_and_reaches_the_other(autojump_c
     async with open_pair() as (a, b):
         await listen(a, b)
         published = await publish(a, headers={"Council-ID": "5"})
-        for running, carrier in ((a, "local"), (b, "gossip")):
+        for running, carrier, roads in ((a, "local", ["gossip"]), (b, "gossip", ["gossip"])):
             (document,) = await kept(running)
             assert document["id"] == published.id
             assert document["seqno"] == published.seqno == published.id.rpartition("-")[2]
             assert document["origin"] == a.peer_id
             assert document["origin_name"] == "node-001"
-            assert document["carrier"] == carrier
+            assert (document["carrier"], document["roads"]) == (carrier, roads)
             assert document["payload"] == {"n": 1}
             assert document["headers"] == {"Council-ID": "5"}
             assert document["content_type"] == "application/json"

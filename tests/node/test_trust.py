@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from p2pnode.core.council.documents import STATUS_TOPIC
 from p2pnode.core.message import SignedMessage, format_message_id
 from p2pnode.core.metadata import Metadata
 from p2pnode.core.peerid import peer_id_text
@@ -72,9 +73,9 @@ def test_opportunities_and_decisions_are_the_orchestrators(told: SignedMessage, 
 
 
 def test_only_who_is_listed_is_an_orchestrator_and_without_a_list_anyone() -> None:
-    assert Trust(LISTED).is_orchestrator(LISTED[0])
-    assert not Trust(LISTED).is_orchestrator(peer_id_text(origin(STRANGER)))
-    assert Trust().is_orchestrator(LISTED[0])
+    assert Trust(LISTED).is_orchestrator(LISTED[0], STATUS_TOPIC)
+    assert not Trust(LISTED).is_orchestrator(peer_id_text(origin(STRANGER)), STATUS_TOPIC)
+    assert Trust().is_orchestrator(LISTED[0], STATUS_TOPIC)
 
 
 class Bench:

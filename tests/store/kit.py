@@ -84,6 +84,10 @@ class Model:
                 self.horizons[topic] = at_ns
             case ports.OutboxDone(ids):
                 self.outbox -= set(ids)
+            case ports.Took(id, roads):
+                if id in self.messages:
+                    entry, raw = self.messages[id]
+                    self.messages[id] = (replace(entry, roads=roads), raw)
             case ports.Remember(key):
                 self.remembered.pop(key, None)
                 self.remembered[key] = change

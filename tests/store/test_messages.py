@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pnode.core.message import MessageId
+from p2pnode.core.routing import ROADS
 from p2pnode.errors import EnvironmentFault
 from p2pnode.ports import (
     Add,
@@ -28,6 +32,7 @@ from p2pnode.ports import (
     Remember,
     Subscribe,
     Subscription,
+    Took,
     Unsubscribe,
 )
 from p2pnode.store.database import DATABASE_NAME
@@ -63,7 +68,7 @@ def test_a_new_store_is_empty_and_its_file_is_for_its_owner_alone(path: Path) ->
 async def test_everything_about_a_message_comes_back_also_what_is_beyond_64_bits(path: Path) -> None:
     raw = b"\x00" * 7 + b"signed"
     never = 253_402_300_799_999_999_999
-    kept = Entry(message_id(1), "t.é", 9, never, never, 5, len(raw), b"d" * 16, LARGEST, "nats", True, True)
+    kept = Entry(message_id(1), "t.é", 9, never, never, 5, len(raw), b"d" * 16, LARGEST, "nats", True, True, ROADS)
     async with open_messages(path) as store:
         await store.write([Add(kept, raw, outbox=True), Horizon("t.é", never)], full=True)
         assert await store.read([message_id(2), message_id(1)]) == {message_id(1): raw}
@@ -71,6 +76,30 @@ async def test_everything_about_a_message_comes_back_also_what_is_beyond_64_bits
     assert contents.entries == [kept]
     assert contents.horizons == {"t.é": never}
     assert contents.outbox == [message_id(1)]
+
+
+async def test_the_roads_that_took_a_message_are_kept_and_nothing_else_of_it_changes(path: Path) -> None:
+    added = add(1, outbox=True)
+    async with open_messages(path) as store:
+        await store.write([added, add(2, outbox=True), Took(message_id(1), ("gossip",))], full=True)
+    assert {each.id: each.roads for each in (await contents_of(path)).entries} == {
+        message_id(1): ("gossip",),
+        message_id(2): (),
+    }
+    async with open_messages(path) as store:
+        await store.write([Took(message_id(1), ("gossip", "nats")), Took(message_id(3), ("http",))], full=False)
+    contents = await contents_of(path)
+    assert contents.entries[0] == replace(added.entry, roads=("gossip", "nats"))
+    assert len(contents.entries) == 2, "a message that is not stored is not made up"
+    assert set(contents.outbox) == {message_id(1), message_id(2)}
+
+
+async def test_a_road_that_only_a_later_version_knows_is_left_out(path: Path) -> None:
+    async with open_messages(path) as store:
+        await store.write([add(1, outbox=True)], full=True)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE messages SET roads = 'carrier-pigeon nats gossip'")
+    assert (await contents_of(path)).entries[0].roads == ("gossip", "nats")
 
 
 async def test_arrivals_are_never_used_again_even_after_everything_was_dropped(path: Path) -> None:
@@ -108,7 +137,7 @@ def changes(draw: st.DrawFn, arrivals: list[int]) -> Change:
         return arrivals[0]
 
     number = draw(numbers)
-    match draw(st.integers(0, 11)):
+    match draw(st.integers(0, 12)):
         case 0 | 1:
             held = draw(st.booleans())
             return add(number, size=40 * number, arrival=0 if held else arrival(), outbox=draw(st.booleans()))
@@ -131,6 +160,8 @@ def changes(draw: st.DrawFn, arrivals: list[int]) -> Change:
             return Advance(draw(names), draw(st.integers(0, 9)))
         case 10:
             return bury(draw(names), number, attempts=draw(numbers))
+        case 11:
+            return Took(message_id(number), tuple(road for road in ROADS if draw(st.booleans())))
         case _:
             return Exhume(draw(names), number)
 

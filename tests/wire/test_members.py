@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pnode.core.membership.beyond import MAX_BEYOND_BYTES, BeyondFilter
 from p2pnode.core.membership.record import Accusation, MemberRecord
 from p2pnode.errors import InvalidMessage
 from p2pnode.identity import Identity, verifier_for
@@ -53,7 +54,9 @@ RECORD = MemberRecord(
     left=True,
     started_at_ns=17,
     current_team="council-7",
+    carrier="http://10.0.0.1:9100",
 )
+BRIDGE = dataclasses.replace(RECORD, role="bridge", beyond=BeyondFilter.make([BOB.peer_id]))
 
 CHARGE = Accusation(BOB.peer_id, ALICE.peer_id, 5, 1_763_899_200_000_000_000)
 
@@ -78,7 +81,7 @@ def test_a_record_is_read_as_its_owner_wrote_it() -> None:
 
 def test_a_record_of_a_newer_build_is_read_and_passed_on_byte_for_byte() -> None:
     body = member_pb2.SignedRecord.FromString(sign_record(RECORD, ALICE.sign)).record
-    body += b"\x8a\x01\x03new"  # field 17, text
+    body += b"\x9a\x01\x03new"  # field 19, text
     encoded = member_pb2.SignedRecord(record=body, signature=ALICE.sign(SIGNING_PREFIX + body)).SerializeToString()
     assert read_record(encoded, verify) == dataclasses.replace(RECORD, signed=encoded)
     news = decode_news(encode_news(EncodedNews((encoded,))))
@@ -94,6 +97,59 @@ def test_a_record_of_an_older_build_names_no_team() -> None:
     record = read_record(older.SerializeToString(deterministic=True), verify)
     assert record is not None
     assert (record.agent_id, record.current_team) == ("agent-1", "")
+
+
+def test_a_bridge_says_who_lives_beyond_it() -> None:
+    record = read_record(sign_record(BRIDGE, ALICE.sign), verify)
+    assert record is not None
+    assert BeyondFilter.contains(record.beyond, BOB.peer_id)
+
+
+def edited(record: MemberRecord, **fields: object) -> bytes:
+    """Signed by its owner, whatever is wrong with it."""
+    body = member_pb2.MemberRecord.FromString(
+        member_pb2.SignedRecord.FromString(sign_record(record, ALICE.sign)).record
+    )
+    for name, value in fields.items():
+        setattr(body, name, value)
+    text = body.SerializeToString(deterministic=True)
+    return member_pb2.SignedRecord(record=text, signature=ALICE.sign(SIGNING_PREFIX + text)).SerializeToString()
+
+
+@pytest.mark.parametrize("beyond", [b"\x07", b"\x00abc", b"\x11abc", b"\x07" + bytes(MAX_BEYOND_BYTES)])
+def test_a_bridge_with_a_broken_filter_is_refused(beyond: bytes) -> None:
+    assert reason(edited(BRIDGE, beyond=beyond)) == "record"
+
+
+def test_a_filter_of_one_that_is_no_bridge_is_refused() -> None:
+    assert reason(edited(BRIDGE, role="chorus")) == "record"
+    with pytest.raises(InvalidMessage, match="not a bridge's"):
+        sign_record(dataclasses.replace(BRIDGE, role="chorus"), ALICE.sign)
+
+
+@pytest.mark.parametrize(
+    "carrier",
+    [
+        *("10.0.0.1:9100", "https://h:1", "ftp://h:1", "http://h", "http://h:0", "http://h:65536", "http://h:1/path"),
+        *("http://:1", "http://a b:1", "http://h:1\n", "http://user@h:1", f"http://{'h' * 256}:1"),
+    ],
+)
+def test_a_carrier_that_is_no_url_of_a_host_and_port_is_refused(carrier: str) -> None:
+    assert reason(edited(RECORD, carrier=carrier)) == "record"
+
+
+@pytest.mark.parametrize("carrier", ["http://10.0.0.1:9100", "http://host-1.example:1", "http://[fd00::1]:65535", ""])
+def test_a_carrier_is_a_host_and_a_port(carrier: str) -> None:
+    record = read_record(edited(RECORD, carrier=carrier), verify)
+    assert record is not None
+    assert record.carrier == carrier
+
+
+def test_the_record_of_a_bridge_must_leave_room_for_the_largest_filter() -> None:
+    nearly = dataclasses.replace(BRIDGE, capabilities=tuple(f"{number:0200}" for number in range(8)))
+    check_room(dataclasses.replace(nearly, role="chorus", beyond=b""), ALICE.sign)
+    with pytest.raises(InvalidMessage, match=f"is over {MAX_RECORD_BYTES}"):
+        check_room(nearly, ALICE.sign)
 
 
 def test_a_record_must_leave_room_for_what_grows_by_itself() -> None:

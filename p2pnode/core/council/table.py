@@ -25,14 +25,14 @@ TOPICS = (OPPORTUNITY_TOPIC, CLAIMS_TOPIC, STATUS_TOPIC)
 class Councils:
     """
     Args:
-        is_trusted: does an origin's word count as an orchestrator's?
+        is_trusted: does an origin's word on a topic count as an orchestrator's?
 
     Attributes:
         refused: documents that changed nothing because of what they are, by reason: `opportunity`, `claim`, `status`
             (no such document), `untrusted`, `full`.
     """
 
-    def __init__(self, is_trusted: Callable[[PeerId], bool]) -> None:
+    def __init__(self, is_trusted: Callable[[PeerId, str], bool]) -> None:
         self._is_trusted = is_trusted
         self._councils: dict[str, Council] = {}
         self.refused: Counter[str] = Counter()
@@ -66,7 +66,7 @@ class Councils:
         if isinstance(opportunity, list):
             self.refused["opportunity"] += 1
             return None
-        if not self._is_trusted(stamp.peer):
+        if not self._is_trusted(stamp.peer, OPPORTUNITY_TOPIC):
             self.refused["untrusted"] += 1
             return None
         council = self._council(str(opportunity.council_id), stamp.at_ns)
@@ -86,7 +86,7 @@ class Councils:
         if isinstance(update, list):
             self.refused["status"] += 1
             return None
-        trusted = self._is_trusted(stamp.peer)
+        trusted = self._is_trusted(stamp.peer, STATUS_TOPIC)
         if update.is_decision and not trusted:
             self.refused["untrusted"] += 1
             return None

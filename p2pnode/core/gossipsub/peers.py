@@ -65,6 +65,10 @@ class Peers:
     def __len__(self) -> int:
         return len(self.by_id)
 
+    def topics(self) -> tuple[Topic, ...]:
+        """Those that anybody takes part in."""
+        return tuple(topic for topic, peers in self._by_topic.items() if peers)
+
     def add(self, peer: Peer) -> None:
         self.by_id[peer.id] = peer
         self.by_raw[peer.raw] = peer

@@ -142,6 +142,10 @@ class Router:
         """Connected peers that take part in a topic."""
         return tuple(self._state.peers.of(topic))
 
+    def heard_topics(self) -> tuple[Topic, ...]:
+        """Topics that connected peers take part in."""
+        return self._state.peers.topics()
+
     def peers(self) -> tuple[PeerId, ...]:
         """Connected peers."""
         return tuple(self._state.peers.by_id)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from p2pnode.core.membership.record import Accusation, MemberRecord, MemberState
 from p2pnode.core.peerid import PeerId
 
+NATS = "nats"
+"""The source of what came through a bridge."""
+
 
 @dataclass(frozen=True, slots=True)
 class News:
     """Records and accusations, each already verified by its signer's key.
 
     Args:
-        source: `gossip`, `sync`, …; what came by anything but gossip is passed on by it.
+        source: `gossip`, `sync`, `nats`, …; what came by anything but gossip is passed on by it.
     """
 
     records: tuple[MemberRecord, ...]

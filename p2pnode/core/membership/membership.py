@@ -9,6 +9,8 @@ nobody may be watching; and every claim is signed, so that whoever joins later c
 - Only who lost its link to a member and could not reach it again, or whose probe and helpers' probes failed, accuses
   it: once per incarnation. An accused member is *suspect*, and *dead* when nothing refuted that in time.
 - An accused member that lives says so with a new incarnation.
+- Who lives beyond a bridge is the other side's to watch: as long as a bridge vouches for it, it is neither probed nor
+  accused here (see `beyond`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from dataclasses import dataclass
 from hashlib import sha256
 from random import Random
 
+from p2pnode.core.membership.beyond import Vouchers
 from p2pnode.core.membership.events import (
+    NATS,
     AskHelpers,
     Effect,
     HelpersEnded,
@@ -50,6 +54,7 @@ from p2pnode.core.membership.record import (
     MemberState,
 )
 from p2pnode.core.membership.relay import Relay
+from p2pnode.core.membership.roll import roll_of
 from p2pnode.core.membership.table import Table
 from p2pnode.core.peerid import PeerId
 
@@ -111,6 +116,7 @@ class Membership:
         floor: the highest incarnation that an earlier run may have used.
         rng: every random choice.
         now: monotonic seconds. `wall_ns`, here and below, is nanoseconds since 1970.
+        may_vouch: is this member of role `bridge` believed when it says who lives beyond it?
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Membership:
         wall_ns: int,
         params: Params | None = None,
         table: Table | None = None,
+        may_vouch: Callable[[PeerId], bool] = lambda bridge: True,
     ) -> None:
         self._params = params or Params()
         self._seals = seals
@@ -132,6 +139,7 @@ class Membership:
         self._table = table if table is not None else Table()
         self._members = self._table.members
         self._linked: set[PeerId] = set()
+        self._vouchers = Vouchers(own.peer_id, self._members, may_vouch)
         self._doubts: dict[PeerId, _Doubt] = {}
         self._suspects: dict[PeerId, None] = {}
         self._bury_at = float("inf")
@@ -163,6 +171,14 @@ class Membership:
     def shares_name(self, peer: PeerId) -> bool:
         """Does another member that is not gone have the same name?"""
         return self._table.shares_name(peer)
+
+    def is_beyond(self, peer: PeerId) -> bool:
+        """Does a bridge that is here say that it lives beyond, and have we no link with it?"""
+        return self._vouchers.vouch_for(peer, self._linked)
+
+    def roll(self, exclude: Callable[[PeerId], bool]) -> list[Member]:
+        """Whom a bridge tells the other side of, `exclude` being those who live there: see `roll_of`."""
+        return roll_of(self._members.values(), exclude, self._wall, self._params.keep_gone_seconds)
 
     @property
     def version(self) -> int:
@@ -232,10 +248,12 @@ class Membership:
                 self._on_news(records, accusations, source)
             case LinkOpened(peer):
                 self._linked.add(peer)
+                self._vouchers.links_changed()
                 self._doubts.pop(peer, None)
                 self._saw(peer)
             case LinkClosed(peer, by_intent):
                 self._linked.discard(peer)
+                self._vouchers.links_changed()
                 self._saw(peer)
                 if not by_intent:
                     self._doubt(peer, _LINK_BROKE)
@@ -284,7 +302,8 @@ class Membership:
                 strangers.add(record.peer_id)
             self._take(record, source)
             taken.append(record)
-        relays = source != "gossip" and len(strangers) <= max(self._params.relay_strangers, known // 8)
+        # Through a bridge come those whom nobody else here can know.
+        relays = source == NATS or len(strangers) <= max(self._params.relay_strangers, known // 8)
         quiet = set() if relays else strangers
         if source != "gossip":
             for record in taken:
@@ -325,6 +344,7 @@ class Membership:
         if member is None:
             evicted = self._table.add(record, state, source, self._wall)
             if evicted is not None:
+                self._vouchers.forget(evicted.record.peer_id)
                 self._effects.append(StateChanged(evicted.record.peer_id, evicted.state, None, "its place was needed"))
             member = self._members[peer]
             if len(self._ring) < 2 * len(self._members):
@@ -341,6 +361,7 @@ class Membership:
             self._set_state(member, state, "it said goodbye" if record.left else "it says that it lives")
         if record.left:
             member.gone_at_ns = min(self._wall, record.incarnation * 10**6)
+        self._vouchers.heard(record)
 
     # -- our own record ----------------------------------------------------------------
 
@@ -446,7 +467,7 @@ class Membership:
             or peer in self._doubts
             or self.own.peer_id in member.accusations
             or member.state in GONE
-            or (why != _LINK_BROKE and self._refuted_lately(peer))
+            or (why != _LINK_BROKE and (self._refuted_lately(peer) or self.is_beyond(peer)))
         ):
             return
         self._doubts[peer] = _Doubt(why, tries_left=1 if self._is_starved() else 0)
@@ -491,7 +512,7 @@ class Membership:
     def _accuse(self, peer: PeerId) -> None:
         self._doubts.pop(peer, None)
         member = self._members.get(peer)
-        if member is None or member.state in GONE or self.own.left or not self._may_accuse():
+        if member is None or member.state in GONE or self.own.left or self.is_beyond(peer) or not self._may_accuse():
             return
         accusation = self._seals.accusation(Accusation(self.own.peer_id, peer, member.record.incarnation, self._wall))
         if self._not_wanted(accusation) is None:
@@ -565,7 +586,7 @@ class Membership:
                 return
 
     def _is_worth_probing(self, peer: PeerId) -> bool:
-        """A link is watched already; a suspect's fate is decided without us."""
+        """A link is watched already; a suspect's fate is decided without us, and what is beyond a bridge by others."""
         member = self._members.get(peer)
         return (
             member is not None
@@ -575,12 +596,14 @@ class Membership:
             and peer not in self._linked
             and peer not in self._doubts
             and not self._refuted_lately(peer)
+            and not self.is_beyond(peer)
         )
 
     def _forget(self) -> None:
         for peer, member in list(self._members.items()):
             if member.state in GONE and peer != self.own.peer_id and self._is_expired(member.gone_at_ns):
                 self._table.remove(peer)
+                self._vouchers.forget(peer)
                 self._effects.append(StateChanged(peer, member.state, None, "gone for a day"))
         self._refuted = {
             peer: rest for peer, rest in self._refuted.items() if rest.until + 2 * rest.seconds > self._now

@@ -45,6 +45,8 @@ class MemberRecord:
         left: it said goodbye.
         started_at_ns: wall time of its start, nanoseconds since 1970.
         current_team: the council or team that its agent works in; empty: none, or an older version that says nothing.
+        beyond: of role `bridge`: who lives beyond it, as `BeyondFilter.make` writes it; empty: nobody.
+        carrier: where it takes messages by HTTP, `http://HOST:PORT`; empty: nowhere.
         signed: the SignedRecord bytes as the owner made them; what is passed on.
     """
 
@@ -64,6 +66,8 @@ class MemberRecord:
     left: bool = False
     started_at_ns: int = 0
     current_team: str = ""
+    beyond: bytes = b""
+    carrier: str = ""
     signed: bytes = b""
 
 

@@ -38,7 +38,7 @@ class Node:
         self.claims_by_itself = not orchestrates
         self.seqno = 0
         self.inbox: list[Message] = []
-        self.table = Councils(lambda who: who in fleet.orchestrators)
+        self.table = Councils(lambda who, _: who in fleet.orchestrators)
         self.owner = Owner()
         self.plan: float | None = None
         self.first_for = ""

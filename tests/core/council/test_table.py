@@ -19,7 +19,7 @@ class Room:
     """A table, and documents of numbered councils told to it."""
 
     def __init__(self) -> None:
-        self.table = Councils(lambda who: who == OWNER)
+        self.table = Councils(lambda who, _: who == OWNER)
         self.seqno = 0
 
     def tell(self, topic: str, document: dict[str, Any], who: object = OWNER, at_ns: int = 0) -> bool:

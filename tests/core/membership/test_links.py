@@ -242,3 +242,24 @@ def test_any_events_in_any_order_keep_the_bounds_and_equal_seeds_give_equal_plan
         return plans
 
     assert play() == play()
+
+
+def test_who_lives_beyond_a_bridge_is_not_dialled_alive_dead_saved_or_hinted_at_but_where_it_is_configured() -> None:
+    far = set(peers(6, 200))
+    near = peers(2)
+    plan_ = LinkPlanner(
+        ME,
+        LinkSettings(),
+        [BOOT],
+        {each: ["/ip4/10.0.0.3/tcp/1"] for each in peers(2, 200)},
+        Random(1),
+        {A, *far}.__contains__,
+    )
+    known = {**members([A, *peers(2, 202), *near]), **members([peer(204)], DEAD)}
+    plan_.hint(peer(205), ["/ip4/10.0.0.4/tcp/1"])
+    dialled: set[tuple[PeerId | None, str]] = set()
+    for now in range(100):
+        for target in plan_.plan(NO_LINKS if now < 50 else links([B]), known, float(now)).dial:
+            dialled.add((target.peer, target.why.value))
+            plan_.ended(target, reached=False, now=float(now))
+    assert dialled == {(A, "bootstrap"), *((each, "member") for each in near)}

@@ -57,6 +57,20 @@ def test_a_place_that_a_living_member_announces_is_met() -> None:
     assert dialled(planner([addr]), links([A]), {**members([B], DEAD), **members([A])}, 10.0) == [addr]
 
 
+def test_an_address_that_a_member_beyond_a_bridge_announces_is_another_host_here() -> None:
+    known = members([A, B])
+    (addr,) = known[B].record.addrs
+    del known[A]
+    plan_ = LinkPlanner(ME, LinkSettings(), [addr], {}, Random(1), {B}.__contains__)
+    assert dialled(plan_, links([A]), known, 10.0) == [addr]
+
+
+def test_a_place_of_a_member_beyond_a_bridge_is_dialled_so_that_two_meshes_become_one() -> None:
+    plan_ = LinkPlanner(ME, LinkSettings(), [at(B)], {}, Random(1), {B}.__contains__)
+    assert dialled(plan_, links([A]), members([A, B]), 10.0) == [at(B)]
+    assert dialled(planner([], [at(B)]), links([A]), members([A, B]), 10.0) == []
+
+
 def test_who_was_found_and_is_no_member_is_dialled_though_we_have_links() -> None:
     """So two islands that both see a list become one."""
     assert dialled(planner([at(B)]), links([A]), members([A]), 10.0) == [SOMEWHERE]

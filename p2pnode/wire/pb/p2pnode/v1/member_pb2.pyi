@@ -38,6 +38,8 @@ class MemberRecord(_message.Message):
     LEFT_FIELD_NUMBER: _builtins.int
     STARTED_AT_NS_FIELD_NUMBER: _builtins.int
     CURRENT_TEAM_FIELD_NUMBER: _builtins.int
+    BEYOND_FIELD_NUMBER: _builtins.int
+    CARRIER_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.bytes
     incarnation: _builtins.int
     """Wall milliseconds at start, raised by one with each change; never falls."""
@@ -55,6 +57,12 @@ class MemberRecord(_message.Message):
     started_at_ns: _builtins.int
     current_team: _builtins.str
     """The council or team that its agent works in; empty: none."""
+    beyond: _builtins.bytes
+    """Of role `bridge` only: a Bloom filter of the peer ids that live beyond it (core/membership/beyond.py), at most
+    1,536 bytes; empty: nobody.
+    """
+    carrier: _builtins.str
+    """Where it takes messages by HTTP, `http://HOST:PORT`; empty: nowhere."""
     @_builtins.property
     def addrs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -78,10 +86,12 @@ class MemberRecord(_message.Message):
         left: _builtins.bool = ...,
         started_at_ns: _builtins.int = ...,
         current_team: _builtins.str = ...,
+        beyond: _builtins.bytes = ...,
+        carrier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addrs", b"addrs", "agent_id", b"agent_id", "capabilities", b"capabilities", "cluster_id", b"cluster_id", "current_team", b"current_team", "endpoint", b"endpoint", "incarnation", b"incarnation", "left", b"left", "model", b"model", "name", b"name", "peer_id", b"peer_id", "role", b"role", "started_at_ns", b"started_at_ns", "status", b"status", "tasks_completed", b"tasks_completed", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addrs", b"addrs", "agent_id", b"agent_id", "beyond", b"beyond", "capabilities", b"capabilities", "carrier", b"carrier", "cluster_id", b"cluster_id", "current_team", b"current_team", "endpoint", b"endpoint", "incarnation", b"incarnation", "left", b"left", "model", b"model", "name", b"name", "peer_id", b"peer_id", "role", b"role", "started_at_ns", b"started_at_ns", "status", b"status", "tasks_completed", b"tasks_completed", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

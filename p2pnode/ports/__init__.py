@@ -11,6 +11,7 @@ from p2pnode.core.gossipsub.events import Priority
 from p2pnode.core.gossipsub.events import Protocol as MeshsubVersion
 from p2pnode.core.message import MessageId, SignedMessage, Verdict
 from p2pnode.core.peerid import PeerId
+from p2pnode.core.routing import Road
 
 JsonObject = dict[str, Any]
 Direction = Literal["inbound", "outbound"]
@@ -256,10 +257,11 @@ class GossipEvents(Protocol):
         None: it takes longer, and comes by `Gossip.answer`.
         """
 
-    def deliver(self, message: SignedMessage, source: PeerId | None, *, restored: bool) -> None:
+    def deliver(self, message: SignedMessage, source: PeerId | None, *, via: str = "gossip", restored: bool) -> None:
         """An accepted message of a subscribed topic; called once for each id.
 
         Args:
+            via: `gossip`, or the road that `Gossip.inject` named.
             restored: it is our own and our store had lost it.
         """
 
@@ -297,6 +299,16 @@ class Gossip(Protocol):
 
     async def publish(self, message: SignedMessage) -> None:
         """Hand an own message to the mesh."""
+
+    def inject(self, message: SignedMessage, via: str) -> None:
+        """A message that came by another road goes through all checks, and to the mesh while it is young.
+
+        Args:
+            via: the road, `nats` or `http`; comes back in `GossipEvents.deliver`.
+        """
+
+    def heard_topics(self) -> Collection[str]:
+        """Topics that connected peers are subscribed to, this node's own not among them unless a peer's too."""
 
     def announce(self, message: SignedMessage, peers: Collection[PeerId]) -> None:
         """Send an own message again, to those of `peers` that are in its topic; they pass on what is new to them."""
@@ -383,6 +395,7 @@ class Entry:
         carrier: the road it came by: `local`, `gossip`, `sync`, `nats`, `http`.
         late: released after a message of the same origin that followed it.
         own: ours.
+        roads: of an own message: those that took it, of `gossip`, `nats`, `http`.
     """
 
     id: MessageId
@@ -397,6 +410,7 @@ class Entry:
     carrier: str = "gossip"
     late: bool = False
     own: bool = False
+    roads: tuple[Road, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,6 +495,14 @@ class OutboxDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Took:
+    """These roads took an own message."""
+
+    id: MessageId
+    roads: tuple[Road, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Remember:
     """An idempotency key was used for a message; `digest` is that of what was asked."""
 
@@ -527,7 +549,9 @@ class Exhume:
     arrival: int
 
 
-Change = Add | Release | Drop | Horizon | OutboxDone | Remember | Subscribe | Unsubscribe | Advance | Bury | Exhume
+Change = (
+    Add | Release | Drop | Horizon | OutboxDone | Took | Remember | Subscribe | Unsubscribe | Advance | Bury | Exhume
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -862,6 +886,37 @@ class Sidecar(Protocol):
 
         Raises:
             InvalidRequest: unknown or wrong fields, each named; or more than a member record holds.
+        """
+
+    def carriers(self) -> JsonObject:
+        """Which roads own messages take: `gossip`, `nats`, `http`, each with `use` (in force), `configured` (both
+        `off`, `fallback` or `always`), `state` (`off`, `ready`, `active`: in use as a fallback just now, `down`), `why`
+        (one sentence when it is down or active, else empty) and `messages` (own messages that took it); `rollback`
+        (`nats`, `http` or null), `canary_percent`, `old_road` (`nats` or `http`: what councils outside the canary share
+        take), `waiting` (own messages that are not where they should be),
+        `degraded` (bool), `broker` (null without NATS; else `connected`, `server`, `jetstream`, `code`, `problem`,
+        `fix`), `changed_at` (when it was set live; null when it stands as at the start), `listen` (where HTTP is taken
+        from others; null)."""
+
+    async def set_carriers(self, changes: Mapping[str, object]) -> JsonObject:
+        """Change roads until the next start: `gossip`, `nats`, `http`, `canary_percent`, `rollback` (`nats`, `http`, or
+        null: none). The document of `carriers`.
+
+        Raises:
+            InvalidRequest: unknown or wrong fields, each named; or no road would be left.
+        """
+
+    def bridge(self) -> JsonObject:
+        """What a bridge does: `import_key` (peer id), `shared_key` (it was configured), `broker` (as in `carriers`),
+        `importing` (`all`, `signed`: another bridge imports what plain clients publish), `exports` (`topic`, `subject`,
+        `pending`, `published`, `skipped`, `refused`, `failed`), `imports` (`subject`, `durable`, `pending`,
+        `unacknowledged`, `redelivered`, `signed`, `plain`, `duplicates`, `refused`), `lag_seconds` (of the oldest
+        message that waits for NATS), `bridges` (`peer_id`, `name`, `beyond`: bool, `heard_seconds_ago`), `beyond`
+        (members beyond other bridges), `last_refused` (`subject`, `reason`, `detail`, `at`; the newest first, at most
+        20).
+
+        Raises:
+            NotFound: this node is no bridge.
         """
 
     def metrics(self) -> Mapping[str, float]:

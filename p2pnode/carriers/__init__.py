@@ -1,0 +1,1 @@
+"""What else can carry a signed message, besides gossip: NATS and HTTP."""
