@@ -16,6 +16,7 @@ import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig
 from nats.js.errors import NotFoundError
 
 T = TypeVar("T")
@@ -105,7 +106,8 @@ class PlainClient:
 
     async def read(self, subject: str, durable: str, heard: Heard) -> None:
         """Everything that the stream holds of it, until cancelled."""
-        reader = await insist(lambda: self._stream.pull_subscribe(subject, durable=durable, stream=STREAM))
+        config = ConsumerConfig(ack_wait=ANSWER_SECONDS)
+        reader = await insist(lambda: self._stream.pull_subscribe(subject, durable, STREAM, config))
         while True:
             try:
                 batch = await reader.fetch(BATCH, timeout=1)

@@ -150,7 +150,7 @@ class _Row:
         safe: enough neighbours hold it.
         under_way: roads that were asked and have not answered.
         retry: when a road may be asked again, and how long it is spared after the next failure.
-        asked_for, told: how many members were unreachable when HTTP was asked last, and when it took it last.
+        asked_for, told: for how many unreachable members HTTP was asked last, and took it last.
     """
 
     id: MessageId
@@ -165,8 +165,10 @@ class _Row:
     told: int = 0
 
     def is_free(self, road: Road, now: float, unreachable: int) -> bool:
-        if road in self.took and not (road == "http" and self.plan.http == "fallback" and unreachable > self.told):
-            return False
+        if road in self.took:
+            is_for_more = self.safe and unreachable > self.told
+            if not (road == "http" and self.plan.http == "fallback" and is_for_more):
+                return False
         return road not in self.under_way and self.retry.get(road, _AT_ONCE)[0] <= now
 
     def is_done(self, road: Road) -> bool:
@@ -297,7 +299,7 @@ class Routing:
         for row, send in sends:
             row.under_way.add(send.road)
             if send.road == "http":
-                row.asked_for = around.unreachable
+                row.asked_for = around.unreachable if row.safe else 0  # until then a few get it, to pass it on
         return [send for _, send in sends]
 
     # -- decisions ---------------------------------------------------------------------

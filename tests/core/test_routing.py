@@ -452,16 +452,16 @@ class AnyTraffic(RuleBasedStateMachine):
             plan = self.routing.plan_of(send.id)
             assert plan is not None
             assert plan.use(send.road) != "off", "a road that is off is not taken"
-            if send.road == "http" and plan.http == "fallback" and self.told.get(send.id, 99) < self.around.unreachable:
-                pass  # there is somebody more to tell
-            else:
-                assert send.road not in self.took[send.id], "it has it already"
+            if send.road in self.took[send.id]:
+                assert send.road == "http", "it has it already"
+                assert self.routing.is_safe(send.id)
+                assert self.told[send.id] < self.around.unreachable, "there is nobody more to tell"
             assert send not in self.under_way, "it was asked already"
             assert (send.id, send.road) not in self.over, "it said that it never will"
             assert send.road != "nats" or self.around.nats_up
             self.under_way.append(send)
             if send.road == "http":
-                self.asked_for[send.id] = self.around.unreachable
+                self.asked_for[send.id] = self.around.unreachable if self.routing.is_safe(send.id) else 0
 
     @precondition(lambda self: self.under_way)
     @rule(data=st.data(), how=st.sampled_from(("took", "failed", "refused")))

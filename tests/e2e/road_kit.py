@@ -53,7 +53,7 @@ class Writer:
         self._thread.join()
 
     def all(self) -> set[str]:
-        return {each for ids in self.ids.values() for each in ids}
+        return {each for ids in list(self.ids.values()) for each in list(ids)}
 
     def _run(self) -> None:
         due = time.monotonic()

@@ -21,7 +21,7 @@ from tests.e2e.harness import Node, command, environment, have_all, running_node
 from tests.e2e.road_kit import FORMING, legacy_agent, opportunity, reading, writing
 from tests.e2e.road_site import RoadSite, open_road_site
 
-PHASE_SECONDS = 2.0
+PHASE_MESSAGES = 8
 
 Report = Callable[[str], None]
 
@@ -95,24 +95,36 @@ def test_rollback_at_a_restart_and_live_loses_and_doubles_nothing(tmp_path: Path
         a, b, c = nodes
         join = ("--bootstrap", a.bootstrap)
         with reading(a, c) as readers, writing(lambda: phase, a, b) as writers:
-            time.sleep(PHASE_SECONDS)
+            wait_until(
+                f"both published enough: {phase}",
+                lambda: all(len(writer.ids.get(phase, ())) >= PHASE_MESSAGES for writer in writers),
+            )
             phase = "restart"
             stop(b)
             rolled = start_node(tmp_path, "b", "--no-mdns", *join, env={**env, "P2PNODE_ROLLBACK": "nats"})
             stack.callback(stop, rolled)
             wait_until("b answers", rolled.answers)
             phase = "b rolled back"
-            time.sleep(PHASE_SECONDS)
+            wait_until(
+                f"both published enough: {phase}",
+                lambda: all(len(writer.ids.get(phase, ())) >= PHASE_MESSAGES for writer in writers),
+            )
             phase = "changing"
             for node in nodes:
                 set_carriers(node, "rollback=nats")
             phase = "nats"
-            time.sleep(PHASE_SECONDS)
+            wait_until(
+                f"both published enough: {phase}",
+                lambda: all(len(writer.ids.get(phase, ())) >= PHASE_MESSAGES for writer in writers),
+            )
             phase = "changing"
             for node in nodes:
                 set_carriers(node, "rollback=off")
             phase = "gossip again"
-            time.sleep(PHASE_SECONDS)
+            wait_until(
+                f"both published enough: {phase}",
+                lambda: all(len(writer.ids.get(phase, ())) >= PHASE_MESSAGES for writer in writers),
+            )
             for writer in writers:
                 writer.stop()
                 assert not writer.faults
@@ -220,7 +232,10 @@ def test_an_agent_without_a_sidecar_gets_an_opportunity_once_by_http(tmp_path: P
 
 
 @needs_cables
-@pytest.mark.parametrize("bridge", [True, False], ids=["with a bridge", "without a bridge"])
+@pytest.mark.parametrize(
+    "bridge",
+    [pytest.param(True, id="with a bridge", marks=pytest.mark.soak), pytest.param(False, id="without a bridge")],
+)
 def test_agents_whose_links_are_cut_keep_everything_by_nats(tmp_path: Path, report: Report, bridge: bool) -> None:
     phase = "whole"
     with open_road_site(tmp_path) as site:
@@ -264,3 +279,35 @@ def test_agents_whose_links_are_cut_keep_everything_by_nats(tmp_path: Path, repo
             f"cut noticed after {noticed:.1f} s, all held everything after {caught_up:.1f} s, "
             f"well again {well:.1f} s after the links; {len(ids)} messages, which came by {came}"
         )
+
+
+@needs_cables
+def test_agents_whose_links_are_cut_are_reached_by_http_when_nats_is_dead_too(tmp_path: Path, report: Report) -> None:
+    with open_road_site(tmp_path) as site:
+        nodes = [site.start(f"n{number}", carrier=True) for number in range(1, 5)]
+        wait_for_fleet(nodes)
+        first, lonely = nodes[0], nodes[2:]
+        with reading(first, *lonely) as readers:
+            site.broker.kill()
+            site.cut(lonely)
+            cut = time.monotonic()
+            ids = {
+                node.publish_accepted(FORMING, json.dumps(opportunity()).encode())
+                for node in (first, *lonely)
+                for _ in range(5)
+            }
+            have_all(nodes, FORMING, ids)
+            report(f"links cut and NATS dead: all held everything after {time.monotonic() - cut:.1f} s")
+            later = {node.publish_accepted(FORMING, json.dumps(opportunity()).encode()) for node in (first, *lonely)}
+            have_all(nodes, FORMING, later)
+            for node in lonely:
+                came = {each["id"]: each["carrier"] for each in node.messages(FORMING)}
+                assert {came[each] for each in later} == {"local", "http"}
+            wait_until("n1 knows that they are gone", lambda: alive(first) == 2)
+            later |= {first.publish_accepted(FORMING, json.dumps(opportunity()).encode())}
+            have_all(nodes, FORMING, later)
+            site.mend(lonely)
+            assert_once_everywhere(nodes, ids | later)
+            for name, reader in readers.items():
+                wait_until(f"the agent at {name} has all", lambda reader=reader: ids | later <= set(reader.given))  # type: ignore[misc]
+                assert not reader.twice()

@@ -71,6 +71,7 @@ def test_two_fleets_that_only_nats_joins_are_one(
             "nothing waits for NATS",
             lambda: not any(row["pending"] for bridge in fleets.bridges for row in bridge_document(bridge)["exports"]),
         )
+        wait_until("the agent has them", lambda: len(fleets.agent.heard(THREAD)) >= len(origins))
         times = Counter(each["headers"]["Nats-Msg-Id"] for each in fleets.agent.heard(THREAD))
         assert set(times) == set(origins)
         assert max(times.values()) <= 2

@@ -254,6 +254,27 @@ async def test_what_was_sent_before_a_member_was_known_to_be_dead_is_told_to_it_
         assert set(ids) <= stored(lost, carrier="nats")
 
 
+async def test_with_nats_dead_they_are_told_by_http_although_their_deaths_are_noticed_one_by_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        one = world.add()
+        nodes = [one, *(world.add(to=[one]) for _ in range(4))]
+        lost = nodes[2:]
+        await until(lambda: all(is_up(each) and len(each.members.alive()) == 5 for each in nodes))
+        await until(lambda: all(each.record.carrier for each in one.members.alive()))
+        await until(lambda: len(one.gossip.topic_peers(TOPIC)) == 4)
+        world.server.kill()
+        for each in lost:
+            for other in nodes:
+                if other is not each:
+                    world.fleet.network.split(each.peer_id, other.peer_id)
+        ids = [await say(one, number) for number in range(3)]
+        await until(lambda: all(set(ids) <= stored(each, carrier="http") for each in lost), 120)
+        await trio.sleep(60)
+        assert set(world.mail.given.values()) == {1}, "to nobody twice"
+
+
 async def test_everything_waits_for_a_server_that_comes_late(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         world.server.up = False
