@@ -14,7 +14,8 @@ from p2pnode.errors import EnvironmentFault, Fault, InvalidConfig
 from p2pnode.identity import Identity, create_key_file, load_key_file
 from p2pnode.node.bridge import ImportKey
 from p2pnode.node.intake import FOR_GOOD
-from p2pnode.node.sidecar import Node, OtherRoads
+from p2pnode.node.settings import OtherRoads
+from p2pnode.node.sidecar import Node
 from p2pnode.ports.roads import Broker, Post
 
 DEFAULT_SERVER = "nats://backbeat-nats:4222"
@@ -116,7 +117,7 @@ async def http_carrier(settings: Settings, node: Node, network_key: bytes) -> As
         listen, lambda message: node.intake.take(message, "http"), for_good=FOR_GOOD, network_key=network_key
     ) as carrier:
         bound = carrier.addresses[0]
-        node.carries_http(bound, settings.carriers.announce or _announced(bound, node))
+        node.carries_http(bound, settings.carriers.announce or _announced(bound, node), carrier.counters.metrics)
         yield
 
 

@@ -39,7 +39,8 @@ from p2pnode.node.councils import CouncilSettings
 from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.gossip import RoutedGossip
-from p2pnode.node.sidecar import Keys, Node, NodeSettings, Stores
+from p2pnode.node.settings import Keys, NodeSettings, Stores
+from p2pnode.node.sidecar import Node
 from p2pnode.node.storing import Durability, Retention
 from p2pnode.paths import register, runtime_dir
 from p2pnode.store.ceiling import SeqnoFile
@@ -388,8 +389,8 @@ async def _yield_to_twin(node: Node) -> None:
     Raises:
         EnvironmentFault: it does; no goodbye is said, which would be taken for its.
     """
-    await node.twin_met.wait()
-    twin = node.twin
+    await node.presence.twin_met.wait()
+    twin = node.presence.twin
     assert twin is not None
     where = ", ".join(twin.addrs) or "an unknown address"
     raise EnvironmentFault(

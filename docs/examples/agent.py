@@ -10,8 +10,8 @@ ROLE = "security-expert"
 with Client() as sidecar:
     for message in sidecar.subscribe("councils.forming", name="agent", start="start"):
         council = message.payload
-        roles = [role["role_name"] for role in [*council["core_roles"], *council.get("optional_roles", [])]]
-        if ROLE in roles:
+        roles = [*council["core_roles"], *(council.get("optional_roles") or [])]  # names, or objects with role_name
+        if ROLE in [role if isinstance(role, str) else role["role_name"] for role in roles]:
             claim = {"council_id": council["council_id"], "role_name": ROLE, "agent_id": AGENT, "confidence": 0.9}
             # Made of the message alone: asked again with the same key, it must be the same claim.
             claim |= {"capabilities": ["security_review"], "claimed_at": message.document["received_at"]}

@@ -19,7 +19,8 @@ async def main() -> None:
 
     async def on_opportunity(message):
         council = json.loads(message.data)
-        if ROLE in [role["role_name"] for role in council["core_roles"] + council.get("optional_roles", [])]:
+        roles = council["core_roles"] + (council.get("optional_roles") or [])  # names, or objects with role_name
+        if ROLE in [role if isinstance(role, str) else role["role_name"] for role in roles]:
             await say("claims", council["council_id"], capabilities=["security_review"])
 
     async def on_status(message):

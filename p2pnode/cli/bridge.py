@@ -20,7 +20,6 @@ LAGGING_SECONDS: Final = 10.0
 EXPORTS: Final = ("topic", "subject", "pending", "published", "skipped", "refused", "failed")
 IMPORTS: Final = (
     "subject",
-    "durable",
     "pending",
     "unacknowledged",
     "redelivered",
@@ -28,6 +27,7 @@ IMPORTS: Final = (
     "plain",
     "duplicates",
     "refused",
+    "durable",
 )
 REFUSED: Final = ("at", "subject", "reason", "detail")
 
@@ -78,7 +78,8 @@ def bridge(context: click.Context, /, **flags: Any) -> int:
 def status(max_lag: float, form: str, api: str | None, api_token_file: str | None) -> int:
     """What a bridge exports and imports, and its lag.
 
-    Exit code 0: good; 1: not connected, lagging, or this sidecar is no bridge; 3: no sidecar answers.
+    Exit code 0: good; 1: not connected, lagging, another bridge with another import key, or this sidecar is no bridge;
+    3: no sidecar answers.
     """
     document = object_of(connect(api, api_token_file).get_json("/api/v1/bridge"), "its bridge")
     if form == "json":
@@ -89,19 +90,34 @@ def status(max_lag: float, form: str, api: str | None, api_token_file: str | Non
 
 
 def troubled(document: Mapping[str, Any], max_lag: float) -> bool:
-    """Is it cut off from NATS, does NATS work less well than wanted, or does something wait for too long?"""
+    """Is it cut off from NATS, does NATS work less well than wanted, does something wait too long, do keys differ?"""
     broker, lag = document.get("broker"), document.get("lag_seconds")
     if not isinstance(broker, Mapping) or not broker.get("connected") or broker.get("code"):
         return True
-    return isinstance(lag, (int, float)) and lag > max_lag
+    return (isinstance(lag, (int, float)) and lag > max_lag) or bool(_strangers(document))
+
+
+def _strangers(document: Mapping[str, Any]) -> list[str]:
+    """Other bridges that sign for plain clients with another key: names, or peer ids."""
+    ours = document.get("import_key")
+    return [
+        str(each.get("name") or each.get("peer_id"))
+        for each in _rows(document.get("bridges"))
+        if each.get("import_key") not in (None, ours)
+    ]
 
 
 def _print(document: Mapping[str, Any]) -> None:
     lag, beyond, importing = (document.get(name) for name in ("lag_seconds", "beyond", "importing"))
     owner = "shared: bridge.import_key_file" if document.get("shared_key") else "this bridge's own"
+    fields = broker_fields(document.get("broker"))
+    if "problem" not in fields and (strangers := _strangers(document)):
+        verb = "signs" if len(strangers) == 1 else "sign"
+        fields["problem"] = f"{', '.join(strangers)} {verb} for plain NATS clients with another key (import-keys)"
+        fields["fix"] = "give all bridges at one server the same bridge.import_key_file"
     output.print_fields(
         {
-            **broker_fields(document.get("broker")),
+            **fields,
             "lag": _lag(lag),
             "import key": f"{output.cell(document.get('import_key'))} ({owner})",
             "imports": _IMPORTING.get(str(importing), importing),
@@ -111,7 +127,7 @@ def _print(document: Mapping[str, Any]) -> None:
     _table("exports", EXPORTS, document.get("exports"))
     _table("imports", IMPORTS, document.get("imports"))
     bridges = [{**each, "heard": _ago(each.get("heard_seconds_ago"))} for each in _rows(document.get("bridges"))]
-    _table("other bridges", ("name", "peer_id", "beyond", "heard"), bridges)
+    _table("other bridges", ("name", "beyond", "heard", "peer_id", "import_key"), bridges)
     _table("refused last", REFUSED, document.get("last_refused"))
 
 

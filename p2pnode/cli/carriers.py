@@ -150,6 +150,9 @@ def _print(document: Mapping[str, Any], form: str) -> None:
         output.print_json(document)
         return
     roads = {name: document.get(name) for name in ROADS}
+    nats = roads["nats"]
+    if isinstance(nats, Mapping) and not document.get("broker") and nats.get("use") == "off" and not nats.get("why"):
+        roads["nats"] = {**nats, "why": "nats.url is not set"}
     output.print_table(
         HEADER,
         [
@@ -161,9 +164,12 @@ def _print(document: Mapping[str, Any], form: str) -> None:
     click.echo()
     percent, old_road = document.get(_CANARY), document.get("old_road") or "no other road"
     share = f"{percent:g}" if isinstance(percent, (int, float)) else output.cell(percent)
+    canary = f"{share} % of councils by gossip, the others by {old_road}"
+    if document.get("rollback"):
+        canary = f"{share} %, not in force during the rollback"
     fields: dict[str, Any] = {
         "rollback": document.get("rollback") or "off",
-        "canary": f"{share} % of councils by gossip, the others by {old_road}",
+        "canary": canary,
         "waiting": document.get("waiting"),
         **broker_fields(document.get("broker")),
         "http listener": document.get("listen"),

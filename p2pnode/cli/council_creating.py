@@ -77,7 +77,8 @@ def role(_context: click.Context, option: click.Parameter, given: Sequence[str])
             raise click.BadParameter(
                 f"{text!r} is not NAME or NAME:skill,skill, such as security-expert:review,go", param=option
             )
-        roles.append({"role_name": name, "required_skills": wanted} if colon else name)
+        # An object in any case: agents that are written in Go read no plain name.
+        roles.append({"role_name": name, "required_skills": wanted} if colon else {"role_name": name})
     return roles
 
 

@@ -43,7 +43,7 @@ from p2pnode.client.councils import (
     update_agent,
 )
 from p2pnode.client.following import Feed, Following, Message
-from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, find, is_event_stream, timeout_of
+from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, closed, find, is_event_stream, timeout_of
 from p2pnode.errors import EnvironmentFault, NoSidecar
 
 T = TypeVar("T")
@@ -185,6 +185,8 @@ class AsyncClient:
             except StopIteration as end:
                 result: T = end.value
                 return result
+            if self._http.is_closed:
+                raise closed()
             if isinstance(step, Ask):
                 got = await self._exchange(step)
             else:
@@ -226,7 +228,7 @@ class _Reader(Generic[AnyFeed]):
     async def _next(self) -> dict[str, Any]:
         """The next document; StopAsyncIteration when it is closed."""
         while not self._ready:
-            if self._closed:
+            if self._closed or self._client._http.is_closed:
                 raise StopAsyncIteration
             try:
                 new, calls = self._feed.feed(await self._read())

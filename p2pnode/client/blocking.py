@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import TracebackType
@@ -42,8 +42,8 @@ from p2pnode.client.councils import (
     update_agent,
 )
 from p2pnode.client.following import Feed, Following, Message
-from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, find, is_event_stream, timeout_of
-from p2pnode.errors import EnvironmentFault, NoSidecar
+from p2pnode.client.reaching import LIMITS, STREAM_TIMEOUT, Gathering, closed, find, is_event_stream, timeout_of
+from p2pnode.errors import CallerError, EnvironmentFault, NoSidecar
 
 T = TypeVar("T")
 AnyFeed = TypeVar("AnyFeed", bound=Feed)
@@ -64,8 +64,10 @@ class Client:
     def __init__(self, api: str | None = None, *, token: str | None = None, timeout: float = TIMEOUT_SECONDS) -> None:
         self._target = find(api, token)
         self._timeout = timeout
+        self._over = threading.Event()
+        self._transport = httpx.HTTPTransport(uds=self._target.socket, limits=LIMITS)
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=self._target.socket, limits=LIMITS),
+            transport=self._transport,
             base_url=self._target.base_url,
             headers=self._target.headers,
             trust_env=False,
@@ -219,6 +221,12 @@ class Client:
         return self._run(bridge(self._timeout))
 
     def close(self) -> None:
+        """Close its connections, and end its subscriptions; from any thread.
+
+        What another thread calls just now raises CallerError, as every call does from then on. A thread that waits for
+        bytes notices when some come, or after 10 s, one that reads a subscription after 60 s.
+        """
+        self._over.set()
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -242,7 +250,15 @@ class Client:
                 got = self._exchange(step)
             else:
                 got = None
-                time.sleep(step)
+                self._over.wait(step)
+            if self._is_over() and not isinstance(got, Answer):
+                raise closed()
+
+    def _is_over(self) -> bool:
+        """Was it closed? Then what this thread may have opened meanwhile is closed as well."""
+        if self._over.is_set():
+            self._transport.close()
+        return self._over.is_set()
 
     def _exchange(self, ask: Ask) -> Answer | NoSidecar:
         try:
@@ -252,6 +268,10 @@ class Client:
                 return self._gather(response, ask.seconds)
         except httpx.TransportError as error:
             return self._target.no_answer(error)
+        except RuntimeError:  # what httpx says of a client that is closed
+            if self._over.is_set():
+                raise closed() from None
+            raise
 
     def _gather(self, response: httpx.Response, seconds: float) -> Answer | NoSidecar:
         gathering = Gathering(response, seconds)
@@ -277,18 +297,24 @@ class _Reader(Generic[AnyFeed]):
 
     def _next(self) -> dict[str, Any]:
         """The next document; StopIteration when it is closed."""
+        over = self._client._over
         while not self._ready:
-            if self._closed:
+            if self._client._is_over() or self._closed:
                 raise StopIteration
             try:
                 new, calls = self._feed.feed(self._read())
             except (NoSidecar, EnvironmentFault) as error:
                 self._hang_up()
-                time.sleep(self._feed.broke(error))
+                if not self._closed and not over.is_set():
+                    over.wait(self._feed.broke(error))
                 continue
             self._ready.extend(new)
-            for each in calls:
-                self._client._run(each)
+            try:
+                for each in calls:
+                    self._client._run(each)
+            except CallerError:
+                if not over.is_set():
+                    raise
         return self._ready.popleft()
 
     def close(self) -> None:
@@ -312,6 +338,10 @@ class _Reader(Generic[AnyFeed]):
             raise NoSidecar("the sidecar ended the stream") from None
         except httpx.TransportError as error:
             raise self._client._target.no_answer(error) from error
+        except RuntimeError as error:  # what httpx says of a client or a stream that is closed
+            if self._closed or self._client._over.is_set():
+                raise NoSidecar("the stream was closed") from error
+            raise
 
     def _open(self) -> None:
         http = self._client._http

@@ -108,6 +108,10 @@ class Gathering:
         return Answer(self._response.status_code, self._response.headers, bytes(self._body))
 
 
+def closed() -> CallerError:
+    return CallerError("this client was closed", hint="make another one")
+
+
 def is_event_stream(response: httpx.Response) -> bool:
     return response.status_code == 200 and response.headers.get("content-type", "").startswith("text/event-stream")
 

@@ -7,6 +7,7 @@ A check takes what was written and returns its plain form, or raises ValueError 
 from __future__ import annotations
 
 import ipaddress
+import re
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -234,6 +235,9 @@ def check_nats_url(value: str) -> str:
         good = url.scheme in ("nats", "tls") and bool(url.hostname) and (url.port is None or url.port > 0)
     except ValueError:
         good = False
+    port = re.fullmatch(r"(?:nats|tls)://[^@/?#\s]+:([0-9]+)/?", value)
+    if port is not None and not 0 < int(port[1]) < 65536:
+        raise ValueError(f"port {port[1]} of {value} is out of range: 1 to 65535")
     if not good or not value.isprintable() or " " in value or url.path not in ("", "/") or url.query or url.fragment:
         raise ValueError("must be nats://HOST:PORT or tls://HOST:PORT, without path (what was given is not repeated)")
     if url.username is not None or url.password is not None:

@@ -243,7 +243,7 @@ def _problem(error: ErrorDetails, *, secret: bool) -> str:
         return str(error["ctx"]["error"])
     shown = repr(given) if len(repr(given)) <= 80 else f"{repr(given)[:80]}…"
     if kind == "literal_error":
-        allowed = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        allowed = [word for word in re.findall(r"'([^']*)'", error["ctx"]["expected"]) if word]
         return f"must be one of {', '.join(allowed)}, not {shown}{_meant(str(given), allowed)}"
     if kind == "tuple_type":
         return f'must be a list of strings, such as ["…", "…"], not {shown}'

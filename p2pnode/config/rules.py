@@ -44,10 +44,40 @@ def contradictions(settings: Settings) -> Iterator[Contradiction]:
         if twice:
             yield (key,), f"{', '.join(sorted(twice))} is listed twice; a port can be listened on once"
     yield from _listener_contradictions(settings)
+    yield from _road_contradictions(settings)
+    yield from _nats_contradictions(settings)
     try:
         Subjects(settings.agent.cluster_id, settings.nats.subjects)
     except InvalidMessage as error:
         yield ("nats.subjects", "agent.cluster_id"), error.detail
+
+
+def _road_contradictions(settings: Settings) -> Iterator[Contradiction]:
+    """A bridge has a NATS server in any case: it has a default."""
+    carriers = settings.carriers
+    if settings.nats.url or settings.node.role == "bridge":
+        has_nats = carriers.nats != "off"
+    else:
+        has_nats = False
+        for key, value in (("carriers.rollback", carriers.rollback), ("carriers.nats", carriers.nats)):
+            if value in ("nats", "always"):
+                yield (key, "nats.url", "node.role"), f"{value} needs a server: set nats.url (NATS_URL)"
+    if not carriers.rollback and {carriers.gossip, carriers.http} == {"off"} and not has_nats:
+        yield (
+            ("carriers.gossip", "carriers.nats", "carriers.http", "nats.url", "node.role"),
+            "is off, and so is every other road (carriers.nats needs nats.url); leave one on",
+        )
+
+
+def _nats_contradictions(settings: Settings) -> Iterator[Contradiction]:
+    nats = settings.nats
+    if nats.password and not nats.user:
+        yield ("nats.password", "nats.user"), "is set without nats.user (NATS_USER), so nobody would be logged in"
+    if nats.tls_key_file is not None and nats.tls_cert_file is None:
+        yield (
+            ("nats.tls_key_file", "nats.tls_cert_file"),
+            "is set without nats.tls_cert_file: a key is shown with its certificate",
+        )
 
 
 def _listener_contradictions(settings: Settings) -> Iterator[Contradiction]:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from p2pnode.core.crossing import (
+    BROKER_CODES,
+    bridge_clock,
+    bridge_lag,
+    broker_trouble,
+    import_keys,
+    no_bridge,
+    no_road,
+    refused,
+    unstored,
+    untrusted_key,
+)
 from p2pnode.core.facts import Disk, Facts
 from p2pnode.core.findings import Finding, Findings, Status, count, few, order, some, status_of
 from p2pnode.core.joining import (
@@ -63,17 +75,27 @@ def diagnose(facts: Facts) -> Diagnosis:
     found: set[Finding] = set()
     checked: list[str] = ["links"]
     explained = False
+    eased = _eased if facts.roads is not None and facts.roads.carried else _as_it_is
     for check in CHECKS:
         findings = check.find(facts)
         if findings is None:
             continue
         checked.append(check.name)
-        found.update(findings)
+        found.update(map(eased, findings) if check.explains else findings)
         explained = explained or (check.explains and any(each.severity == "failed" for each in findings))
     if facts.alone and not explained:
-        found.add(alone(facts))
+        found.add(eased(alone(facts)))
     ordered = tuple(sorted(found, key=order))
     return Diagnosis(status_of(ordered), ordered, tuple(checked))
+
+
+def _eased(finding: Finding) -> Finding:
+    """Another road carries the messages of a node that is alone."""
+    return replace(finding, severity="degraded") if finding.severity == "failed" else finding
+
+
+def _as_it_is(finding: Finding) -> Finding:
+    return finding
 
 
 def summary(facts: Facts) -> str:
@@ -84,6 +106,8 @@ def summary(facts: Facts) -> str:
         parts.append(f"reachable at {', '.join(facts.reachability.addrs) or 'an announced address'}")
     if facts.sources or facts.bootstraps:
         parts.append(f"{count(len(facts.sources) + bool(facts.bootstraps), 'source')} checked")
+    if facts.roads is not None and facts.roads.broker is not None and facts.roads.broker.connected:
+        parts.append(f"connected to {facts.roads.broker.server or 'NATS'}")
     return ", ".join(parts)
 
 
@@ -233,6 +257,15 @@ CHECKS: Final[tuple[Check, ...]] = (
     Check("identity", ("twin",), _twin),
     Check("topics", ("no-topic-peers",), _topics),
     Check("members", ("dead-members",), _dead_members),
+    Check("roads", ("no-road",), no_road),
+    Check("NATS", BROKER_CODES, broker_trouble),
+    Check("plain NATS clients", ("no-bridge",), no_bridge),
+    Check("bridge lag", ("bridge-lag",), bridge_lag),
+    Check("bridge imports", ("bridge-import",), unstored),
+    Check("import keys", ("import-keys",), import_keys),
+    Check("import key", ("import-key-untrusted",), untrusted_key),
+    Check("bridge clock", ("bridge-clock",), bridge_clock),
+    Check("bridge refusals", ("bridge-refused",), refused),
     Check("disk", ("disk-full",), _disk),
 )
 """All checks. What a source reports of itself is passed through with its own codes."""

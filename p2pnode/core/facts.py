@@ -136,6 +136,92 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class BrokerFacts:
+    """The connection to NATS, of a node that is to use it; each member as `ports.roads.BrokerState` says."""
+
+    server: str = ""
+    connected: bool = False
+    code: str = ""
+    problem: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoadFacts:
+    """One road.
+
+    Args:
+        use: in force: `off`, `fallback` or `always`.
+        up: it can carry messages now.
+        why: why it is not up.
+    """
+
+    use: str = "off"
+    up: bool = False
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoadsFacts:
+    """The roads of own messages.
+
+    Args:
+        roads: by name: `gossip`, `nats`, `http`.
+        rollback: the one that is forced; empty: none is.
+        waiting: own messages that are not where they should be.
+        broker: None where NATS is not used.
+        plain: messages of plain NATS clients that came by, which only a bridge can sign.
+        bridged: a bridge of this mesh is alive.
+        carried: another road brings own messages out and others' in although no peer is connected.
+    """
+
+    roads: Mapping[str, RoadFacts] = field(default_factory=dict)
+    rollback: str = ""
+    waiting: int = 0
+    broker: BrokerFacts | None = None
+    plain: int = 0
+    bridged: bool = False
+    carried: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a bridge passed over for good.
+
+    Args:
+        seconds_ago: when.
+    """
+
+    subject: str
+    reason: str
+    detail: str
+    seconds_ago: float
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeFacts:
+    """A bridge's own condition.
+
+    Args:
+        import_key: peer id of the key that signs for plain NATS clients.
+        other_keys: that of each other bridge that is heard, by the bridge's name.
+        trusted: imports count here: no orchestrators are named, or the import key is among the trusted.
+        lag_seconds: age of the oldest message that waits for NATS.
+        waiting: how many wait.
+        troubled: messages of NATS that cannot be stored here, and come again.
+        refused: the newest first.
+    """
+
+    import_key: str
+    other_keys: Mapping[str, str] = field(default_factory=dict)
+    trusted: bool = True
+    lag_seconds: float = 0.0
+    waiting: int = 0
+    troubled: int = 0
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """Everything the doctor looks at.
 
@@ -153,6 +239,8 @@ class Facts:
         topics: connected peers that are subscribed to each topic of ours.
         disk: None when it was not looked at.
         strangers: connections without our network key, by IP address.
+        roads: None while that is not known.
+        bridge: None of a node that is no bridge.
     """
 
     name: str
@@ -171,6 +259,8 @@ class Facts:
     topics: Mapping[str, int] = field(default_factory=dict)
     disk: Disk | None = None
     strangers: Mapping[str, int] = field(default_factory=dict)
+    roads: RoadsFacts | None = None
+    bridge: BridgeFacts | None = None
 
     @property
     def places(self) -> int:

@@ -57,7 +57,6 @@ class Policy:
         canary_percent: share of councils that goes by gossip.
         rollback: the one road that is left; empty: none is chosen.
         has_nats: there is a server to use.
-        has_http: there is anybody to post to, or may be.
     """
 
     gossip: Use = "always"
@@ -66,7 +65,6 @@ class Policy:
     canary_percent: float = 100.0
     rollback: Literal["", "nats", "http"] = ""
     has_nats: bool = False
-    has_http: bool = True
 
     @property
     def old_road(self) -> Literal["nats", "http"]:
@@ -126,11 +124,15 @@ class Surroundings:
         nats_up: the broker can be published to.
         bridge: a live bridge is among the members.
         unreachable: members that gossip does not reach, and that did not leave.
+        http_up: there is somebody to post to.
+        busy: roads that have enough under way and are to be left alone for now.
     """
 
     nats_up: bool = False
     bridge: bool = False
     unreachable: int = 0
+    http_up: bool = True
+    busy: frozenset[Road] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,10 +204,12 @@ class Routing:
         self._unsafe: OrderedDict[MessageId, float] = OrderedDict()
         """What gossip has not spread lately: when it was added, the oldest first."""
         self._open: OrderedDict[MessageId, _Row] = OrderedDict()
+        self._gossip_only: dict[MessageId, _Row] = {}
+        """Not settled, and no other road is on for them: nothing but `safe` ends them, however many there are."""
         self._settled: OrderedDict[MessageId, _Row] = OrderedDict()
 
     def __contains__(self, message_id: MessageId) -> bool:
-        return message_id in self._open or message_id in self._settled
+        return self._row(message_id) is not None
 
     def change(self, policy: Policy) -> None:
         """Another policy, for what is published from now on."""
@@ -215,7 +219,11 @@ class Routing:
         """An own message was stored. `neighbours`: live ones in its topic that would keep it."""
         if message_id in self:
             return
-        self._open[message_id] = _Row(message_id, plan, now, alone=not neighbours)
+        row = _Row(message_id, plan, now, alone=not neighbours)
+        if plan.gossip == "always" and plan.nats == plan.http == "off":
+            self._gossip_only[message_id] = row
+        else:
+            self._open[message_id] = row
         if plan.gossip == "always":
             self._unsafe[message_id] = now
             if not neighbours:
@@ -231,7 +239,7 @@ class Routing:
 
     def dropped(self, message_id: MessageId) -> None:
         """It left the store."""
-        for each in (self._unsafe, self._open, self._settled):
+        for each in (self._unsafe, self._open, self._gossip_only, self._settled):
             each.pop(message_id, None)
 
     def took(self, message_id: MessageId, road: Road) -> None:
@@ -260,7 +268,7 @@ class Routing:
 
     def is_settled(self, message_id: MessageId) -> bool:
         """Is it where it should be?"""
-        return message_id not in self._open
+        return message_id not in self._open and message_id not in self._gossip_only
 
     def is_safe(self, message_id: MessageId) -> bool:
         """Has gossip spread it?"""
@@ -274,7 +282,7 @@ class Routing:
 
     def waiting(self) -> int:
         """Own messages that are not where they should be."""
-        return len(self._open)
+        return len(self._open) + len(self._gossip_only)
 
     def roads(self, message_id: MessageId) -> tuple[Road, ...]:
         """Those that took it."""
@@ -305,10 +313,10 @@ class Routing:
     # -- decisions ---------------------------------------------------------------------
 
     def _row(self, message_id: MessageId) -> _Row | None:
-        return self._open.get(message_id) or self._settled.get(message_id)
+        return self._open.get(message_id) or self._gossip_only.get(message_id) or self._settled.get(message_id)
 
     def _file(self, row: _Row) -> None:
-        if row.is_settled() and self._open.pop(row.id, None) is not None:
+        if row.is_settled() and (self._open.pop(row.id, None) or self._gossip_only.pop(row.id, None)) is not None:
             self._settled[row.id] = row
 
     def _look_for_trouble(self, now: float) -> None:
@@ -325,18 +333,14 @@ class Routing:
         self._troubled_at = now
 
     def _sends(self, row: _Row, now: float, around: Surroundings) -> Iterator[Send]:
-        if around.nats_up and self._wants_nats(row, now, around) and row.is_free("nats", now, around.unreachable):
-            yield Send(row.id, "nats")
-        if self._wants_http(row, now, around) and row.is_free("http", now, around.unreachable):
-            yield Send(row.id, "http")
-        is_late = now - row.added >= TROUBLE_SECONDS
-        if (
-            row.plan.gossip == "fallback"
-            and is_late
-            and not row.took
-            and row.is_free("gossip", now, around.unreachable)
-        ):
-            yield Send(row.id, "gossip")
+        wanted: tuple[tuple[Road, bool], ...] = (
+            ("nats", around.nats_up and self._wants_nats(row, now, around)),
+            ("http", around.http_up and self._wants_http(row, now, around)),
+            ("gossip", row.plan.gossip == "fallback" and not row.took and now - row.added >= TROUBLE_SECONDS),
+        )
+        for road, is_wanted in wanted:
+            if is_wanted and road not in around.busy and row.is_free(road, now, around.unreachable):
+                yield Send(row.id, road)
 
     def _wants_nats(self, row: _Row, now: float, around: Surroundings) -> bool:
         if row.plan.nats != "fallback":

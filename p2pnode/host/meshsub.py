@@ -7,7 +7,7 @@ stream that ends takes nothing with it but what was in it, which the router is t
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -129,6 +129,10 @@ class Meshsub:
             self.hang_up(peer.link.peer)
         if self._events is not None:
             self._events.peer_refused(peer.link.peer, lost)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call back when all that came together has been read; what `call` sends leaves at its end."""
+        self._host.outbox.soon(call)
 
     def hang_up(self, peer: PeerId) -> None:
         """Close all connections with a peer, without waiting for it."""

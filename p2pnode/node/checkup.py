@@ -7,14 +7,27 @@ from dataclasses import dataclass
 
 import trio
 
+from p2pnode.core.council.opportunity import OPPORTUNITY_TOPIC
 from p2pnode.core.doctor import CLOCK_SECONDS
-from p2pnode.core.facts import BootstrapFacts, DialBack, DialFailure, Reachability, TwinFacts
-from p2pnode.core.membership.record import Member, MemberState
+from p2pnode.core.facts import (
+    BootstrapFacts,
+    BridgeFacts,
+    DialBack,
+    DialFailure,
+    Reachability,
+    RoadsFacts,
+    TwinFacts,
+)
+from p2pnode.core.membership.record import Member, MemberState, Role
 from p2pnode.core.peerid import PeerId
+from p2pnode.errors import NotFound
+from p2pnode.node.carriage import Carriage
 from p2pnode.node.dialer import Dialer
 from p2pnode.node.finder import CONFIGURED, Finder
 from p2pnode.node.members import Members
 from p2pnode.node.reach import Reach
+from p2pnode.node.road_facts import bridge_facts, roads_facts
+from p2pnode.node.trust import Trust
 from p2pnode.node.vitals import DiskCheck, doctor_document, facts_of, names_of, source_facts, twin_facts
 from p2pnode.ports import Gossip, Host, JsonObject
 
@@ -29,6 +42,8 @@ class Checkup:
         topics_wanted: those that are subscribed from the start.
         wall_ns: the wall clock.
         started: monotonic time of the start: the wall clock may be set back at boot.
+        trust: whose opportunities count.
+        carriage: None while there is none yet.
     """
 
     host: Host
@@ -40,10 +55,12 @@ class Checkup:
     topics_wanted: Sequence[str]
     wall_ns: Callable[[], int]
     started: float
+    trust: Trust
+    carriage: Callable[[], Carriage | None]
 
     async def document(self, gossip: Gossip) -> JsonObject:
         """`ports.Sidecar.doctor`."""
-        await self.members.check_clocks(CLOCK_SECONDS, CLOCKS_SECONDS)
+        await self.members.exchanges.check_clocks(CLOCK_SECONDS, CLOCKS_SECONDS)
         disk = await self.disk.run()
         own, now_ns = self.members.own, self.wall_ns()
         facts = facts_of(
@@ -65,6 +82,8 @@ class Checkup:
             topics={topic: len(gossip.topic_peers(topic)) for topic in self.topics_wanted},
             disk=disk,
             strangers=self.host.strangers(),
+            roads=self._roads(),
+            bridge=self._bridge(now_ns),
         )
         return doctor_document(facts, now_ns)
 
@@ -112,6 +131,30 @@ class Checkup:
             for by, attempts in tried.items()
         ]
         return Reachability(document["state"], tuple(reached), tuple(backs))
+
+    def _roads(self) -> RoadsFacts | None:
+        carriage = self.carriage()
+        if carriage is None:
+            return None
+        bridges = [each.record.peer_id for each in self.members.alive() if each.record.role == Role.BRIDGE]
+        return roads_facts(
+            carriage.switch.document(),
+            plain=carriage.roads.counted["in", "plain"],
+            bridged=any(each != self.host.peer_id and not self.members.is_beyond(each) for each in bridges),
+            carried=bool(carriage.switch.other_roads()),
+            is_bridge=self.members.own.role == Role.BRIDGE,
+        )
+
+    def _bridge(self, now_ns: int) -> BridgeFacts | None:
+        carriage = self.carriage()
+        try:
+            document = carriage.bridge() if carriage is not None else None
+        except NotFound:
+            return None
+        if document is None:
+            return None
+        trusted = self.trust.is_orchestrator(document["import_key"], OPPORTUNITY_TOPIC)
+        return bridge_facts(document, trusted=trusted, now_ns=now_ns)
 
     def _twin(self, now_ns: int) -> TwinFacts | None:
         met = self.members.twin_met

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from p2pnode.core.council.claims import StandingClaim, fit, rank
-from p2pnode.core.council.council import Council, Report, open_seats
+from p2pnode.core.council.council import Council, Report
 from p2pnode.core.council.documents import Seat, Status, StatusUpdate, to_json
 from p2pnode.core.peerid import PeerId
 from p2pnode.ports import JsonObject
@@ -55,7 +55,7 @@ def council_document(council: Council, me: PeerId, name_of: NameOf, now_ns: int)
     status, message = council.status, update.message if update is not None else ""
     if status is Status.FORMING and 0 < council.deadline_ns < now_ns - ABANDONED_SECONDS * 1e9:
         status, message = Status.EXPIRED, "the deadline passed, and nobody who could decide said anything"
-    described = _descriptions(council)
+    described = {seat.role_name: seat.description for seat in council.offered}
     return {
         "council_id": council.id,
         "project_name": opportunity.project_name if opportunity else update.project_name if update else None,
@@ -136,11 +136,6 @@ def _report(report: Report, name_of: NameOf) -> JsonObject:
         "message": update.message,
         "at": format_time(report.at_ns),
     }
-
-
-def _descriptions(council: Council) -> dict[str, str]:
-    opportunity = council.opportunity
-    return {seat.role_name: seat.description for seat in open_seats(opportunity)} if opportunity is not None else {}
 
 
 def _time(moment: datetime | None) -> str | None:

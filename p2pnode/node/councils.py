@@ -180,6 +180,9 @@ class CouncilKeeper:
         self._wake = trio.Event()
         self._held: dict[str, list[Claimant]] = {}
         """Who holds roles, by council that goes on."""
+        self._holders: Counter[Claimant] = Counter()
+        """How many of those each holds."""
+        self._dropped = 0
 
     # -- asked -------------------------------------------------------------------------
 
@@ -210,8 +213,8 @@ class CouncilKeeper:
 
     def running_roles(self, agent_id: str) -> int:
         """How many roles our agent holds, over all councils that go on."""
-        me = Claimant(self._tools.me, agent_id)
-        return sum(held.count(me) for each, held in self._held.items() if self.table.get(each) is not None)
+        self._forget_dropped()
+        return self._holders[Claimant(self._tools.me, agent_id)]
 
     # -- told --------------------------------------------------------------------------
 
@@ -299,13 +302,29 @@ class CouncilKeeper:
 
     def _note_held(self, council: Council) -> None:
         seats = () if council.has_ended else council.seats()
-        held = [holder_of(seat) for seat in seats if not seat.is_open]
+        self._hold(council.id, [holder_of(seat) for seat in seats if not seat.is_open])
+        self._forget_dropped()
+
+    def _hold(self, council_id: str, held: list[Claimant]) -> None:
+        before = self._held.get(council_id, [])
+        if held == before:
+            return
         if held:
-            self._held[council.id] = held
+            self._held[council_id] = held
         else:
-            self._held.pop(council.id, None)
-        if len(self._held) > len(self.table):
-            self._held = {each: holders for each, holders in self._held.items() if self.table.get(each) is not None}
+            del self._held[council_id]
+        self._holders.update(held)
+        self._holders.subtract(before)
+        for each in before:
+            if not self._holders[each]:
+                del self._holders[each]
+
+    def _forget_dropped(self) -> None:
+        """Councils that the table no longer knows go on nowhere."""
+        if self.table.dropped != self._dropped:
+            self._dropped = self.table.dropped
+            for council_id in [each for each in self._held if self.table.get(each) is None]:
+                self._hold(council_id, [])
 
     def _note_status(self, document: Mapping[str, object], stamp: Stamp, *, changed: bool) -> None:
         if stamp.peer == self._tools.me:
@@ -563,7 +582,9 @@ class CouncilKeeper:
         return duty.plan
 
     def _rivals(self) -> list[claiming.Rival]:
-        running = Counter(claimant.peer for held in self._held.values() for claimant in held)
+        running: Counter[PeerId] = Counter()
+        for claimant, count in self._holders.items():
+            running[claimant.peer] += count
         return [
             claiming.Rival(
                 Claimant(record.peer_id, record.agent_id or record.name), record.capabilities, running[record.peer_id]

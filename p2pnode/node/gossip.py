@@ -43,8 +43,9 @@ from p2pnode.core.gossipsub.rpc import Rpc, Subscription
 from p2pnode.core.message import Ignore, MessageId, SignedMessage, Topic, Verdict, Verify
 from p2pnode.core.peerid import PeerId, peer_id_bytes
 from p2pnode.errors import TooBusy, Unavailable
+from p2pnode.node.forwarding import Forwarding
 from p2pnode.ports import GossipEvents, Link, Meshsub
-from p2pnode.wire.rpc import MAX_HELD, Decoded, decode_rpc, encode_held, encode_publish, encode_rpc
+from p2pnode.wire.rpc import MAX_HELD, Decoded, RpcDecoder, encode_held, encode_publish, encode_rpc
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class RoutedGossip:
         self._inputs: deque[Input] = deque()
         self._running = False
         self._counters: Counter[tuple[str, str]] = Counter()
+        self._decoder = RpcDecoder()
+        self._forwarding = Forwarding(self._forward, streams.soon)
 
     # -- the loop ----------------------------------------------------------------------
 
@@ -119,6 +122,8 @@ class RoutedGossip:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
+            case Forward(message, peers, Priority.FORWARD):
+                self._forwarding.add(message, peers)
             case Forward(message, peers, priority):
                 self._streams.send(peers, encode_publish(message), priority, message.id)
             case Validate(message, source, _):
@@ -134,6 +139,9 @@ class RoutedGossip:
             case Disconnect(peer, why):
                 log.info("hanging up on a peer", extra={"peer": peer, "reason": why})
                 self._streams.hang_up(peer)
+
+    def _forward(self, message: SignedMessage, peers: Sequence[PeerId]) -> None:
+        self._streams.send(peers, encode_publish(message), Priority.FORWARD, message.id)
 
     def _send(self, peers: Sequence[PeerId], rpc: Rpc, priority: Priority) -> None:
         """Send control in the form of ids that each peer understands."""
@@ -189,7 +197,7 @@ class RoutedGossip:
         Raises:
             InvalidMessage: it is none; the stream is of no more use.
         """
-        decoded = decode_rpc(frame)
+        decoded = self._decoder.decode(frame)
         if decoded.key_ids:
             self._key_ids.add(peer)
         for refused in decoded.refused:
@@ -200,6 +208,11 @@ class RoutedGossip:
             self._held(peer, decoded)
         if decoded.rpc.publish:
             self._find_repeats(peer, decoded.rpc.publish)
+        if self._forwarding:
+            for message in decoded.rpc.publish:
+                self._forwarding.spare(peer, message.id)
+            for message_id in decoded.rpc.idontwant:
+                self._forwarding.spare(peer, message_id)
         new = self._new_topics(peer, decoded.rpc.subscriptions) if decoded.rpc.subscriptions else ()
         self._handle(RpcReceived(peer, decoded.rpc))
         for topic in new:
@@ -284,6 +297,7 @@ class RoutedGossip:
         return sum(self._streams.waiting(peer) for peer in self._router.peers())
 
     async def flush(self) -> None:
+        self._forwarding.flush()
         for pause in itertools.repeat(0.02):
             if not self.waiting():
                 return

@@ -8,13 +8,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from urllib.parse import urlsplit
 
 import trio
 
 from p2pnode.core.membership.record import Member, MemberState
 from p2pnode.core.message import MessageId, SignedMessage, format_message_id
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import InvalidRequest, P2PNodeError, Unavailable
+from p2pnode.errors import InvalidRequest, P2PNodeError, TooBusy, Unavailable
 from p2pnode.logs import Throttled
 from p2pnode.ports import Place
 from p2pnode.ports.roads import LegacyAgent, Post, Target
@@ -77,7 +78,12 @@ class Poster:
     # -- sidecars ----------------------------------------------------------------------
 
     def has_targets(self) -> bool:
-        return any(True for _ in self._carriers()) or bool(self._tools.endpoints)
+        """Is there anybody to post to: a sidecar that takes messages by HTTP, or an agent that has none?"""
+        return any(True for _ in self._carriers()) or bool(self.legacy_agents())
+
+    def has_sidecars(self) -> bool:
+        """Is there a sidecar that takes messages by HTTP, and did not fail to when it was asked last?"""
+        return any(target.url not in self._spared for target in self._carriers())
 
     async def post(self, message: SignedMessage, *, everybody: bool, spread: bool) -> None:
         """Hand a message to other sidecars.
@@ -98,8 +104,10 @@ class Poster:
                 nursery.start_soon(self._give, target, message, given)
         if everybody:
             left = [target for target in self._alive() if target.url not in given]
-            if left or not any(given.values()):
+            if left:
                 raise Unavailable(f"{len(left)} sidecars did not take it by HTTP", reason="http")
+            if not any(given.values()):
+                raise Unavailable("no other sidecar took it by HTTP", reason="http")
         elif spread:
             willing = sum(given.get(target.url, True) for target in self._carriers())
             if sum(given.values()) < min(ENOUGH, max(1, willing)):
@@ -118,6 +126,8 @@ class Poster:
     async def _give(self, target: Target, message: SignedMessage, given: dict[str, bool]) -> None:
         try:
             await self._post.hand_over(target, message)
+        except TooBusy:  # we are, not the target: it was not asked
+            self.counted["sidecar", "failed"] += 1
         except Unavailable as error:
             pause = min(2 * self._spared.get(target.url, (0.0, PAUSES[0] / 2))[1], PAUSES[1])
             self._spared[target.url] = (trio.current_time() + pause, pause)
@@ -156,17 +166,16 @@ class Poster:
         """Configured ones, and tasks of the Swarm API that are no member's."""
         members = [member.record for member in self._tools.members() if not member.record.left]
         hosts = {addr.split("/")[2] for record in members for addr in record.addrs if addr.count("/") >= 2}
-        known = {record.endpoint for record in members} | {record.agent_id for record in members}
-        found = {}
+        ids = {record.agent_id for record in members}
+        known = {_normal(record.endpoint) for record in members}
+        found: dict[str, LegacyAgent] = {}
         for place in self._tools.places():
             agent = place.agent
-            if agent is None or {agent.id, agent.endpoint} & known or agent.p2p_addr.rpartition(":")[0] in hosts:
-                continue
-            found[agent.endpoint] = LegacyAgent(agent.name, agent.endpoint)
+            if agent is not None and agent.id not in ids and agent.p2p_addr.rpartition(":")[0] not in hosts:
+                found[_normal(agent.endpoint)] = LegacyAgent(agent.name, agent.endpoint)
         for endpoint in self._tools.endpoints:
-            if endpoint not in known:
-                found.setdefault(endpoint, LegacyAgent(endpoint, endpoint))
-        return [found[each] for each in sorted(found)]
+            found.setdefault(_normal(endpoint), LegacyAgent(endpoint, endpoint))
+        return [found[each] for each in sorted(found) if each not in known]
 
     def tell_legacy(self, message: SignedMessage) -> None:
         """Post an opportunity to agents that have nothing else; once for each message."""
@@ -250,6 +259,19 @@ def lost(members: Iterable[Member], me: PeerId, wall_ns: int) -> Iterator[Member
         is_dead = member.state is MemberState.DEAD and member.gone_at_ns > oldest
         if (is_dead or member.state is MemberState.SUSPECT) and member.record.peer_id != me:
             yield member
+
+
+def _normal(endpoint: str) -> str:
+    """One text for all spellings of an agent's URL: case of the host, the scheme's own port, a slash at the end.
+
+    What is no URL is left as it is: others write what they like.
+    """
+    try:
+        parts = urlsplit(endpoint)
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:
+        return endpoint
+    return f"{parts.scheme}://{parts.hostname}:{port}{parts.path.rstrip('/')}"
 
 
 def _target(member: Member) -> Target:

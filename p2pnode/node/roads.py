@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from itertools import islice
 
 import trio
 
 from p2pnode.core.council.opportunity import OPPORTUNITY_TOPIC
 from p2pnode.core.message import MessageId, SignedMessage, format_message_id
-from p2pnode.core.routing import ROADS, Plan, Policy, Road, Routing, Send, Surroundings, Use
+from p2pnode.core.routing import ROADS, Plan, Policy, Road, Routing, Send, Surroundings
 from p2pnode.core.subjects import Subjects
-from p2pnode.errors import CallerError, EnvironmentFault, Fault, InvalidMessage, InvalidRequest, Unavailable
+from p2pnode.errors import CallerError, EnvironmentFault, InvalidMessage, Unavailable
 from p2pnode.logs import Throttled
 from p2pnode.node.archive import Archive
 from p2pnode.node.intake import Intake
 from p2pnode.node.posting import Poster
-from p2pnode.ports import Entry, JsonObject
-from p2pnode.ports.roads import Broker, BrokerState, NatsMessage
+from p2pnode.ports import Entry
+from p2pnode.ports.roads import Broker, NatsMessage
 from p2pnode.wire.nats import decode_nats, encode_nats
-from p2pnode.wire.payload import decode_payload, format_time
+from p2pnode.wire.payload import decode_payload
 from p2pnode.wire.pubsub import decode_message
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,22 @@ LOOK_SECONDS = 0.25
 GATHER_SECONDS = 0.01
 """Between two looks at least: each goes over all that waits, and an agent can publish hundreds a second."""
 
-AT_ONCE = 64
-"""Messages on their way to NATS at the same time."""
+AT_ONCE: Mapping[Road, int] = {"gossip": 64, "nats": 64, "http": 16}
+"""Messages on their way by each road at the same time; one by HTTP may be a request to each member."""
+
+MAX_UNDER_WAY = 1000
+"""Messages handed to a road that has not answered, those that wait for their turn among them; then it gets no more
+until there are fewer. One look may go beyond it by what it finds."""
 
 MAX_WAITING = 10_000
 """Messages from NATS that wait to be looked at; above it they are left to synchronisation."""
 
-USES: Final = ("off", "fallback", "always")
+IN_AT_ONCE = 256
+"""Messages from NATS that wait for the disk at the same time; one transaction takes many."""
+
+LOADED_AT_ONCE = 100
+TARGETS_SECONDS = 1.0
+"""How long it counts whether there was anybody to post to: to find out takes a look at all members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +59,6 @@ class Tools:
         unreachable: members that gossip does not reach and that did not leave: how many.
         announce: gossips an own message to its topic.
         done: these own messages are where they should be; forgets them in the store's outbox.
-        open_topic: makes this node keep a topic; False when it keeps too many.
-        listen: where HTTP is taken from others; None: nowhere.
         reads: take messages from NATS here; False for a bridge, which reads them all by itself.
     """
 
@@ -59,8 +67,6 @@ class Tools:
     unreachable: Callable[[], int]
     announce: Callable[[SignedMessage], None]
     done: Callable[[Sequence[MessageId]], None]
-    wall_ns: Callable[[], int]
-    listen: Callable[[], str | None]
     reads: bool = True
 
 
@@ -70,7 +76,11 @@ class Roads:
     Args:
         policy: as configured.
         broker: None without NATS.
-        poster: HTTP.
+        poster: HTTP; None: nothing is posted.
+
+    Attributes:
+        took: own messages, by road.
+        counted: `(what, reason)`: `failed` and `refused` by road; `in` by what became of it.
     """
 
     def __init__(
@@ -83,7 +93,6 @@ class Roads:
         poster: Poster | None,
         tools: Tools,
     ) -> None:
-        self._configured = policy
         self._routing = Routing(policy)
         self._archive = archive
         self._subjects = subjects
@@ -93,18 +102,36 @@ class Roads:
         self._tools = tools
         self._plans: dict[MessageId, Plan] = {}
         self._wake = trio.Event()
-        self._changed_at_ns = 0
         self._changed = trio.Event()
+        self._under_way: Counter[Road] = Counter()
+        self._has_targets = False
+        self._targets_counted_at = -math.inf
         self._incoming: trio.MemorySendChannel[NatsMessage]
         self._incoming, self._to_take = trio.open_memory_channel[NatsMessage](MAX_WAITING)
         self._failures = Throttled(log)
         self.took: Counter[Road] = Counter()
         self.counted: Counter[tuple[str, str]] = Counter()
-        """`(what, reason)`: `failed` and `refused` by road; `in` by what became of it."""
 
     @property
     def policy(self) -> Policy:
+        """What is in force."""
         return self._routing.policy
+
+    @property
+    def trouble(self) -> str:
+        """Why gossip does not do by itself; empty when it does."""
+        return self._routing.trouble
+
+    def waiting(self) -> int:
+        """Own messages that are not where they should be."""
+        return self._routing.waiting()
+
+    def change(self, policy: Policy) -> None:
+        """Another policy, for what is published from now on."""
+        self._routing.change(policy)
+        self._changed.set()
+        self._changed = trio.Event()
+        self._wake.set()
 
     # -- own messages ------------------------------------------------------------------
 
@@ -140,19 +167,30 @@ class Roads:
     def not_stored(self, message_id: MessageId) -> None:
         self._plans.pop(message_id, None)
 
-    def load(self, entries: Sequence[Entry], raws: Mapping[MessageId, bytes]) -> None:
-        """What an earlier run left undone. Before the outbox of gossip is loaded, which asks `is_gossiped`."""
-        for entry in entries:
-            try:
-                message = decode_message(raws[entry.id])
-            except (KeyError, InvalidMessage):
-                continue
-            plan = self.plan(entry.topic, decode_payload(message.data).document)
-            self._plans[entry.id] = plan
-            self._routing.added(entry.id, plan, 1, trio.current_time())
-            for road in entry.roads:
-                if road != "gossip":
-                    self._routing.took(entry.id, road)
+    async def load(self, entries: Sequence[Entry]) -> None:
+        """What an earlier run left undone. Before the outbox of gossip is loaded, which asks `is_gossiped`.
+
+        Raises:
+            EnvironmentFault: it cannot be read.
+        """
+        left = iter(entries)
+        while some := list(islice(left, LOADED_AT_ONCE)):
+            raws = await self._archive.bytes_of([entry.id for entry in some])
+            for entry in some:
+                if entry.id in raws:
+                    self._load(entry, raws[entry.id])
+
+    def _load(self, entry: Entry, raw: bytes) -> None:
+        try:
+            message = decode_message(raw)
+        except InvalidMessage:
+            return
+        plan = self.plan(entry.topic, decode_payload(message.data).document)
+        self._plans[entry.id] = plan
+        self._routing.added(entry.id, plan, 1, trio.current_time())
+        for road in entry.roads:
+            if road != "gossip":
+                self._routing.took(entry.id, road)
 
     def loaded(self) -> None:
         """The outbox has asked. What was settled already, only not written as such, leaves it."""
@@ -191,12 +229,13 @@ class Roads:
             await self._look_for_ever(nursery)
 
     async def _look_for_ever(self, nursery: trio.Nursery) -> None:
-        limit = trio.CapacityLimiter(AT_ONCE)
+        limits = {road: trio.CapacityLimiter(most) for road, most in AT_ONCE.items()}
         while True:
             self._wake = trio.Event()
             around = self._surroundings()
             for send in self._routing.look(trio.current_time(), around):
-                nursery.start_soon(self._send, send, around, limit)
+                self._under_way[send.road] += 1
+                nursery.start_soon(self._send, send, around, limits[send.road])
             is_calm = not (self._routing.waiting() or self._routing.trouble or around.unreachable)
             if is_calm:
                 await self._wake.wait()
@@ -206,19 +245,26 @@ class Roads:
             await trio.sleep(GATHER_SECONDS)
 
     def _surroundings(self) -> Surroundings:
-        return Surroundings(self._state().connected, self._tools.bridge(), self._tools.unreachable())
+        busy = frozenset(road for road in ROADS if self._under_way[road] >= MAX_UNDER_WAY)
+        nats_up = self._broker is not None and self._broker.state().connected
+        return Surroundings(nats_up, self._tools.bridge(), self._tools.unreachable(), self._http_up(), busy)
 
-    def _state(self) -> BrokerState:
-        return self._broker.state() if self._broker is not None else BrokerState()
+    def _http_up(self) -> bool:
+        if self._poster is None:
+            return False
+        now = trio.current_time()
+        if now - self._targets_counted_at >= TARGETS_SECONDS:
+            self._targets_counted_at, self._has_targets = now, self._poster.has_targets()
+        return self._has_targets
 
     async def _send(self, send: Send, around: Surroundings, limit: trio.CapacityLimiter) -> None:
         try:
             async with limit:
-                message = await self._message(send.id)
-                if message is None:
+                message, plan = await self._message(send.id), self._routing.plan_of(send.id)
+                if message is None or plan is None:
                     self._routing.dropped(send.id)
                     return
-                await self._hand_over(send, message, around)
+                await self._hand_over(message, send.road, plan, around)
         except Unavailable as error:
             self.counted["failed", send.road] += 1
             self._failures.warning("a road takes no messages", {"road": send.road, "reason": error.detail})
@@ -238,6 +284,8 @@ class Roads:
             self._routing.took(send.id, send.road)
             self._mark(send.id, send.road)
             self._finish(send.id)
+        finally:
+            self._under_way[send.road] -= 1
 
     def _finish(self, message_id: MessageId) -> None:
         """What gossip does not carry is done with when another road took it."""
@@ -248,9 +296,11 @@ class Roads:
         raws = await self._archive.bytes_of((message_id,))
         return decode_message(raws[message_id]) if message_id in raws else None
 
-    async def _hand_over(self, send: Send, message: SignedMessage, around: Surroundings) -> None:
-        match send.road:
+    async def _hand_over(self, message: SignedMessage, road: Road, plan: Plan, around: Surroundings) -> None:
+        match road:
             case "gossip":
+                if not self._tools.neighbours(message.topic):
+                    raise Unavailable(f"no connected peer is subscribed to {message.topic}", reason="no-peers")
                 self._tools.announce(message)
             case "nats":
                 assert self._broker is not None
@@ -260,12 +310,10 @@ class Roads:
                 await self._broker.publish(outgoing.subject, outgoing.body, outgoing.headers)
             case "http":
                 assert self._poster is not None
-                use = self.plan(message.topic, decode_payload(message.data).document).http
-                if message.topic == OPPORTUNITY_TOPIC and (use == "always" or not (around.nats_up or around.bridge)):
+                everybody = plan.http == "always"
+                if message.topic == OPPORTUNITY_TOPIC and (everybody or not (around.nats_up or around.bridge)):
                     self._poster.tell_legacy(message)
-                await self._poster.post(
-                    message, everybody=use == "always", spread=not self._routing.is_safe(message.id)
-                )
+                await self._poster.post(message, everybody=everybody, spread=not self._routing.is_safe(message.id))
 
     # -- others' messages --------------------------------------------------------------
 
@@ -276,8 +324,12 @@ class Roads:
             await self._changed.wait()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(broker.run)
+            room = trio.Semaphore(IN_AT_ONCE)
             async for message in self._to_take:
-                await self._take_in(message)
+                await room.acquire()
+                nursery.start_soon(self._take_in, message, room)
+                # It runs up to the disk before the next one is started: order is kept.
+                await trio.lowlevel.checkpoint()
 
     def _take_nats(self, message: NatsMessage) -> None:
         if self.policy.nats == "off" and self.policy.rollback != "nats":
@@ -286,8 +338,12 @@ class Roads:
             self._incoming.send_nowait(message)
         except trio.WouldBlock:
             self.counted["in", "dropped"] += 1
+            self._failures.warning(
+                "more comes by NATS than can be stored; the rest is left to synchronisation",
+                {"subject": message.subject, "waiting": MAX_WAITING},
+            )
 
-    async def _take_in(self, incoming: NatsMessage) -> None:
+    async def _take_in(self, incoming: NatsMessage, room: trio.Semaphore) -> None:
         try:
             message = decode_nats(incoming.headers, incoming.body)
             if message is None:  # a plain client's: a bridge signs and imports it
@@ -304,149 +360,5 @@ class Roads:
             self._failures.warning("what came by NATS cannot be stored", {"reason": error.detail})
         else:
             self.counted["in", why or "taken"] += 1
-
-    # -- what the API shows ------------------------------------------------------------
-
-    def has_other_road(self) -> bool:
-        """Can own messages go out and others' come in although no peer is connected?"""
-        usable = self.policy.rollback == "nats" or (self.policy.nats != "off" and not self.policy.rollback)
-        return usable and self._state().connected
-
-    def reasons(self) -> list[str]:
-        """Why the roads do less than configured, with what to do; empty when all is well."""
-        found = []
-        if self._routing.trouble and not self.policy.rollback:
-            helps = [each.upper() for each in ("nats", "http") if self._use(each) != "off" and self._is_up(each)]
-            what = f"messages go by {' and '.join(helps)} too" if helps else "no other road is there to help"
-            found.append(f"gossip is in trouble ({self._routing.trouble}): {what}")
-        state = self._state()
-        if self._broker is not None and self._use("nats") != "off" and state.code:
-            found.append(f"{state.problem}; {state.fix}" if state.fix else state.problem)
-        return found
-
-    def _use(self, road: Road) -> Use:
-        return self.policy.plan(None).use(road)
-
-    def _is_up(self, road: Road) -> bool:
-        if road == "nats":
-            return self._state().connected
-        return road == "gossip" or (self._poster is not None and self._poster.has_targets())
-
-    def document(self) -> JsonObject:
-        """`ports.Sidecar.carriers`."""
-        policy, state = self.policy, self._state()
-        return {
-            **{road: self._road_document(road) for road in ROADS},
-            "rollback": policy.rollback or None,
-            "canary_percent": policy.canary_percent,
-            "old_road": policy.old_road,
-            "degraded": bool(self.reasons()),
-            "broker": broker_document(state) if self._broker is not None else None,
-            "waiting": self._routing.waiting(),
-            "changed_at": format_time(self._changed_at_ns) if self._changed_at_ns else None,
-            "listen": self._tools.listen(),
-        }
-
-    def _road_document(self, road: Road) -> JsonObject:
-        use, why = self._use(road), ""
-        state = "off" if use == "off" else "ready"
-        if use != "off" and not self._is_up(road):
-            broker = self._state()
-            nobody = "nobody tells where it takes messages by HTTP"
-            state, why = "down", (broker.problem or "not connected yet") if road == "nats" else nobody
-        elif use == "fallback" and self._routing.trouble:
-            state, why = "active", f"gossip is in trouble: {self._routing.trouble}"
-        configured = {"gossip": self._configured.gossip, "nats": self._configured.nats, "http": self._configured.http}
-        return {
-            "use": use,
-            "configured": configured[road],
-            "state": state,
-            "why": why,
-            "messages": self.took[road],
-        }
-
-    def set(self, changes: Mapping[str, object]) -> JsonObject:
-        """`ports.Sidecar.set_carriers`.
-
-        Raises:
-            InvalidRequest: what is wrong, field by field.
-        """
-        faults: list[Fault] = []
-        wanted: dict[str, Any] = {}
-        for name, value in changes.items():
-            if name in ROADS:
-                if value not in USES:
-                    faults.append(Fault(name, f"must be one of {', '.join(USES)}, not {value!r:.60}"))
-                wanted[name] = value
-            elif name == "canary_percent":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-                    faults.append(Fault(name, f"must be a number from 0 to 100, not {value!r:.60}"))
-                else:
-                    wanted[name] = float(value)
-            elif name == "rollback":
-                if value not in (None, "", "nats", "http"):
-                    faults.append(Fault(name, f"must be nats, http or null, not {value!r:.60}"))
-                wanted[name] = value or ""
-            else:
-                faults.append(
-                    Fault(name, f"there is no such field; there are {', '.join(ROADS)}, canary_percent, rollback")
-                )
-        if not changes:
-            faults.append(Fault("body", "names nothing to change"))
-        if not faults:
-            faults = self._contradictions(replace(self.policy, **wanted))
-        if faults:
-            raise InvalidRequest("the carriers were not changed", faults)
-        before, after = self.policy, replace(self.policy, **wanted)
-        self._routing.change(after)
-        self._changed_at_ns = self._tools.wall_ns()
-        self._changed.set()
-        self._changed = trio.Event()
-        self._wake.set()
-        log.warning("carriers changed", extra={"from": _words(before), "to": _words(after)})
-        return self.document()
-
-    def _contradictions(self, policy: Policy) -> list[Fault]:
-        faults = []
-        no_server = "there is no NATS server to use: set nats.url (NATS_URL) and start the sidecar again"
-        if policy.rollback == "nats" and self._broker is None:
-            faults.append(Fault("rollback", no_server))
-        if policy.nats == "always" and self._broker is None:
-            faults.append(Fault("nats", no_server))
-        if policy.rollback == "http" and self._poster is None:
-            faults.append(Fault("rollback", "HTTP is not available in this sidecar"))
-        if not policy.rollback and {policy.gossip, policy.http} == {"off"}:
-            if policy.nats == "off" or self._broker is None:
-                faults.append(Fault("gossip", "no road would be left; leave one on"))
-        return faults
-
-    def metrics(self) -> Mapping[str, float]:
-        poster = self._poster.metrics() if self._poster is not None else {}
-        return {
-            **{f'p2pnode_road_messages_total{{road="{road}"}}': float(self.took[road]) for road in ROADS},
-            **{
-                f'p2pnode_road_{what}_total{{{"reason" if what == "in" else "road"}="{which}"}}': float(count)
-                for (what, which), count in self.counted.items()
-            },
-            "p2pnode_road_waiting": float(self._routing.waiting()),
-            "p2pnode_road_trouble": float(bool(self._routing.trouble)),
-            "p2pnode_canary_percent": self.policy.canary_percent,
-            "p2pnode_rollback": float(bool(self.policy.rollback)),
-            **poster,
-        }
-
-
-def broker_document(state: BrokerState) -> JsonObject:
-    return {
-        "connected": state.connected,
-        "server": state.server,
-        "jetstream": state.jetstream,
-        "code": state.code,
-        "problem": state.problem,
-        "fix": state.fix,
-    }
-
-
-def _words(policy: Policy) -> str:
-    roads = " ".join(f"{road}={getattr(policy, road)}" for road in ROADS)
-    return f"{roads} canary={policy.canary_percent:g} rollback={policy.rollback or 'off'}"
+        finally:
+            room.release()

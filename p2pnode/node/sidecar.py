@@ -6,174 +6,63 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from random import Random
 
 import trio
 
 from p2pnode.core.backbeat import BACKBEAT_TOPIC
-from p2pnode.core.links import LinkSettings
-from p2pnode.core.membership.record import MemberRecord
 from p2pnode.core.message import (
     MessageId,
     SignedMessage,
     Verdict,
-    Verify,
     format_message_id,
 )
 from p2pnode.core.peerid import PeerId
-from p2pnode.core.routing import Policy
 from p2pnode.core.subjects import Subjects
-from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, NotFound, TooBusy, Unavailable
+from p2pnode.errors import EnvironmentFault, InvalidMessage, TooBusy, Unavailable
 from p2pnode.node.agents import Agents
 from p2pnode.node.archive import MAX_TOPICS, Archive
-from p2pnode.node.bridge import Bridge, BridgeTools, ImportKey
-from p2pnode.node.bridge.metrics import broker_metrics
+from p2pnode.node.carriage import Carriage
+from p2pnode.node.carriage import Tools as CarriageTools
 from p2pnode.node.checkup import Checkup
 from p2pnode.node.council_metrics import CouncilMetrics
 from p2pnode.node.council_requests import CouncilRequests
-from p2pnode.node.councils import CouncilKeeper, CouncilSettings
+from p2pnode.node.councils import CouncilKeeper
 from p2pnode.node.councils import Tools as CouncilTools
-from p2pnode.node.deliveries import WebhookSettings
 from p2pnode.node.dialer import Dialer
-from p2pnode.node.finder import Chosen, Finder
+from p2pnode.node.finder import Finder
 from p2pnode.node.inbound import Inbound
-from p2pnode.node.intake import RoadIntake
 from p2pnode.node.keeping import Keeping
 from p2pnode.node.keeping import Tools as KeepingTools
 from p2pnode.node.members import Members, Tools
 from p2pnode.node.meshes import Meshes
 from p2pnode.node.metrics import archive_metrics, discovery_metrics, gossip_metrics, host_metrics, member_metrics
-from p2pnode.node.posting import Poster, lost
-from p2pnode.node.posting import Tools as PosterTools
+from p2pnode.node.pinging import ping
+from p2pnode.node.presence import Presence
 from p2pnode.node.publish import Publisher, Signer, TokenBucket
 from p2pnode.node.reach import Reach
 from p2pnode.node.reader import Reader
 from p2pnode.node.roads import Roads
-from p2pnode.node.roads import Tools as RoadTools
 from p2pnode.node.seqno import SeqnoSource
-from p2pnode.node.storing import Durability, Retention
+from p2pnode.node.settings import Keys, NodeSettings, OtherRoads, Stores
 from p2pnode.node.view import View
 from p2pnode.node.vitals import DiskCheck
 from p2pnode.ports import (
-    Change,
     Followed,
     Gossip,
     Health,
     Host,
     JsonObject,
-    KnownPeers,
     Link,
-    MessageStore,
     Published,
-    SeqnoStore,
 )
-from p2pnode.ports.roads import Broker, Post
-from p2pnode.wire.members import MAX_ADDRS, MEMBERS_TOPIC, RecordVerify
+from p2pnode.wire.members import MEMBERS_TOPIC
 from p2pnode.wire.peerrecord import read_peer_record
-from p2pnode.wire.pubsub import seal_message
 
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 2.0
-PROBE_SECONDS = 5.0
-OWN_ADDRS_SECONDS = 5.0
-TWIN_SECONDS = 5.0
-"""How long a twin that must stop tries to tell: its neighbour may have just closed its link as one too many."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """
-    Args:
-        record: who we are: the member record without incarnation, addresses and signature.
-        topics: subscribed from the start.
-        bootstrap: multiaddrs to join by.
-        sources: where else peers are looked for.
-        mode: of discovery, as it was configured.
-        links: how many to keep.
-        publish_per_second: own messages admitted on average.
-        publish_burst: own messages admitted at once.
-        retention: how much is stored.
-        durability: what a power cut may take.
-        webhook: where the agent takes messages; None: nowhere.
-        councils: whose word counts, and what this node does about them.
-        carriers: which roads own messages take.
-        cluster: of `backbeat.status.<cluster>`.
-        subjects: more pairs of topic and NATS subject, `TOPIC=SUBJECT`.
-        legacy: HTTP APIs of agents without a sidecar.
-    """
-
-    record: MemberRecord
-    topics: Sequence[str]
-    bootstrap: Sequence[str]
-    sources: Sequence[Chosen]
-    mode: str
-    links: LinkSettings
-    publish_per_second: float
-    publish_burst: int
-    retention: Retention
-    durability: Durability
-    webhook: WebhookSettings | None
-    councils: CouncilSettings
-    carriers: Policy = field(default_factory=Policy)
-    cluster: str = "docker-unified-stack"
-    subjects: Sequence[str] = ()
-    legacy: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class OtherRoads:
-    """NATS and HTTP, injected.
-
-    Args:
-        broker: None without NATS.
-        post: None where nothing is posted.
-        importing: of a bridge: signs what plain NATS clients publish, and whether that key was configured.
-        durable: of a bridge: the name of its consumers.
-    """
-
-    broker: Broker | None = None
-    post: Post | None = None
-    importing: ImportKey | None = None
-    durable: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Signing and verifying, injected.
-
-    Args:
-        origin: our peer id in bytes.
-        sign: our signature of some bytes.
-        verify_record: checks another's signature of some bytes.
-        verify_message: checks a message's signature.
-    """
-
-    origin: bytes
-    sign: Callable[[bytes], bytes]
-    verify_record: RecordVerify
-    verify_message: Verify
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What outlives a run, injected.
-
-    Args:
-        seqnos: used sequence numbers.
-        incarnations: used incarnations of our own record.
-        known: peers that were there.
-        messages: what was published and received.
-        directory: where all this lies.
-    """
-
-    seqnos: SeqnoStore
-    incarnations: SeqnoStore
-    known: KnownPeers
-    messages: MessageStore
-    directory: Path
 
 
 class Node:
@@ -196,10 +85,7 @@ class Node:
     ) -> None:
         self._other_roads = other_roads or OtherRoads()
         self._subjects = Subjects(settings.cluster, settings.subjects)
-        self._carrier_listen: str | None = None
-        self._roads: Roads | None = None
-        self._poster: Poster | None = None
-        self._bridge: Bridge | None = None
+        self._carriage: Carriage | None = None
         self._settings = settings
         self._keys = keys
         self._host = host
@@ -214,15 +100,15 @@ class Node:
             gap=self._on_gap,
         )
         self._seqnos = SeqnoSource(stores.seqnos, wall_ns)
-        self._record_turn = trio.StrictFIFOLock()
-        own = replace(settings.record, addrs=self._plain_addrs(), started_at_ns=wall_ns())
+        self.presence = Presence(host, lambda: self.members, lambda: self.gossip, self._seqnos, keys)
+        own = replace(settings.record, addrs=self.presence.addrs(), started_at_ns=wall_ns())
         self.members = Members(
             host,
             Tools(keys.sign, keys.verify_record, wall_ns, rng, stores.incarnations),
             own,
-            self._publish_record,
+            self.presence.publish,
             self._members_changed,
-            self._meet_twin,
+            self.presence.meet_twin,
         )
         self._inbound = Inbound(self._archive, self.members, keys.verify_message, wall_ns)
         self._dialer = Dialer(
@@ -230,9 +116,6 @@ class Node:
         )
         self._finder = Finder(self._dialer.bootstraps, settings.sources, self._dialer.found)
         self._meshes = Meshes(host, self._mesh_by_topic, self.members.all, is_beyond=self.members.is_beyond)
-        self.twin: MemberRecord | None = None
-        self.twin_met = trio.Event()
-        self._twin_seen = trio.Event()
         self._gossip: Gossip | None = None
         self._publisher: Publisher | None = None
         self._keeping: Keeping | None = None
@@ -252,6 +135,8 @@ class Node:
             settings.topics,
             wall_ns,
             trio.current_time(),
+            self._trust,
+            lambda: self._carriage,
         )
         self._view = View(
             host,
@@ -262,8 +147,8 @@ class Node:
             self._archive,
             self._inbound,
             gossip=lambda: self._gossip,
-            roads=lambda: self._roads,
-            extra_reasons=self._bridge_reasons,
+            switch=lambda: self._carriage.switch if self._carriage is not None else None,
+            extra_reasons=lambda: self._carriage.bridge_reasons() if self._carriage is not None else [],
             published=lambda: self._publisher.published if self._publisher is not None else {},
             topics_wanted=settings.topics,
             mode=settings.mode,
@@ -301,8 +186,29 @@ class Node:
 
     def attach(self, gossip: Gossip) -> None:
         self._gossip = gossip
-        self.intake = RoadIntake(self._archive, self._inbound, lambda: self.gossip, self._is_shared)
-        roads = self._roads = self._make_roads(gossip)
+        tools = CarriageTools(
+            self._store,
+            self._inbound,
+            self._finder,
+            self._meshes,
+            lambda: self.keeping.outbox,
+            self._is_shared,
+            self._open_topic,
+            self._wall_ns,
+            self._rng,
+        )
+        self._carriage = Carriage(
+            self._settings,
+            self._keys,
+            self._other_roads,
+            self._subjects,
+            self._host,
+            gossip,
+            self._archive,
+            self.members,
+            tools,
+        )
+        self.intake, roads = self._carriage.intake, self._carriage.roads
         self._keeping = Keeping(
             self._archive,
             self._store,
@@ -332,76 +238,10 @@ class Node:
             self._wall_ns,
             roads,
         )
-        if self._other_roads.importing is not None and self._other_roads.broker is not None:
-            self._bridge = self._make_bridge(gossip, self._other_roads.broker, self._other_roads.importing)
 
-    def _make_roads(self, gossip: Gossip) -> Roads:
-        other, settings = self._other_roads, self._settings
-        if other.post is not None:
-            tools = PosterTools(
-                self._host.peer_id,
-                lambda: self.members.all().values(),
-                lambda: [place for report in self._finder.reports() for place in report.places],
-                settings.legacy,
-                self._wall_ns,
-                self._rng,
-            )
-            self._poster = Poster(other.post, tools)
-        return Roads(
-            replace(settings.carriers, has_nats=other.broker is not None, has_http=other.post is not None),
-            self._archive,
-            self._subjects,
-            self.intake,
-            other.broker,
-            self._poster,
-            RoadTools(
-                neighbours=lambda topic: self.keeping.outbox.keepers(topic),
-                bridge=self._has_bridge,
-                unreachable=self._unreachable,
-                announce=lambda message: gossip.announce(message, gossip.topic_peers(message.topic)),
-                done=lambda ids: self.keeping.outbox.done(ids),
-                wall_ns=self._wall_ns,
-                listen=lambda: self._carrier_listen,
-                reads=other.importing is None,
-            ),
-        )
-
-    def _has_bridge(self) -> bool:
-        """Is a live bridge on our side, beside this node?"""
-        bridges = [each.record.peer_id for each in self.members.alive() if each.record.role == "bridge"]
-        return any(peer != self._host.peer_id and not self.members.is_beyond(peer) for peer in bridges)
-
-    def _unreachable(self) -> int:
-        return sum(1 for _ in lost(self.members.all().values(), self._host.peer_id, self._wall_ns()))
-
-    def _make_bridge(self, gossip: Gossip, broker: Broker, key: ImportKey) -> Bridge:
-        async def write(changes: Sequence[Change]) -> None:
-            await self._store.write(changes, full=False)
-
-        return Bridge(
-            broker,
-            self._host,
-            self._archive,
-            self.members,
-            self.intake,
-            self._subjects,
-            key,
-            self._other_roads.durable or self._host.peer_id,
-            BridgeTools(
-                self._keys.sign,
-                self._keys.verify_record,
-                write,
-                self._open_topic,
-                gossip.heard_topics,
-                self._meshes.collect,
-                self._wall_ns,
-                self._rng,
-            ),
-        )
-
-    def carries_http(self, listen: str, url: str) -> None:
-        """Other sidecars can hand over messages by HTTP here: they are told so."""
-        self._carrier_listen = listen
+    def carries_http(self, listen: str, url: str, metrics: Callable[[], Mapping[str, float]] = dict) -> None:
+        """Other sidecars can hand over messages by HTTP here: they are told so. `metrics`: of who listens."""
+        self.carriage.listen, self.carriage.listener_metrics = listen, metrics
         self.members.update_own(replace(self.members.own, carrier=url))
 
     async def load(self) -> None:
@@ -412,11 +252,9 @@ class Node:
         """
         contents = await self._archive.load()
         waiting = [entry for each in contents.outbox if (entry := self._archive.entry(each)) is not None]
-        self.roads.load(waiting, await self._archive.bytes_of([entry.id for entry in waiting]))
+        await self.roads.load(waiting)
         self.keeping.load(contents)
-        self.roads.loaded()
-        if self._bridge is not None:
-            self._bridge.load(contents.subscriptions)
+        self.carriage.loaded(contents.subscriptions)
 
     @property
     def gossip(self) -> Gossip:
@@ -425,10 +263,14 @@ class Node:
         return self._gossip
 
     @property
-    def roads(self) -> Roads:
-        if self._roads is None:
+    def carriage(self) -> Carriage:
+        if self._carriage is None:
             raise Unavailable("the node is starting", reason="starting")
-        return self._roads
+        return self._carriage
+
+    @property
+    def roads(self) -> Roads:
+        return self.carriage.roads
 
     @property
     def keeping(self) -> Keeping:
@@ -451,18 +293,15 @@ class Node:
             nursery.start_soon(self._archive.run)
             nursery.start_soon(self._council_keeper.run)
             nursery.start_soon(self.keeping.run)
-            nursery.start_soon(self.roads.run)
-            if self._poster is not None:
-                nursery.start_soon(self._poster.run)
-            if self._bridge is not None:
-                nursery.start_soon(self._bridge.run)
+            for task in self.carriage.tasks():
+                nursery.start_soon(task)
             nursery.start_soon(self.members.run)
             nursery.start_soon(self._dialer.run)
             nursery.start_soon(self._finder.run)
             nursery.start_soon(self._reach.run)
-            nursery.start_soon(self._follow_own_addrs)
+            nursery.start_soon(self.presence.follow_addrs)
             nursery.start_soon(self.gossip.run)
-            nursery.start_soon(self._answer_twin)
+            nursery.start_soon(self.presence.answer_twin)
 
     async def drain(self) -> None:
         """Take no more, say goodbye, let what is queued go out: at most two seconds."""
@@ -471,7 +310,7 @@ class Node:
             self._publisher.draining = True
         with trio.move_on_after(FLUSH_SECONDS):
             try:
-                await self._publish_record(self.members.goodbye())
+                await self.presence.publish(self.members.goodbye())
             except EnvironmentFault as error:  # nobody there to say goodbye to, or a full disk
                 log.debug("left without a goodbye", extra={"reason": error.detail})
             await self.keeping.flush()
@@ -544,39 +383,11 @@ class Node:
     def _members_changed(self) -> None:
         self._dialer.wake()
         self._council_keeper.members_changed()
-        if self._roads is not None:
-            self._roads.members_changed()
+        if self._carriage is not None:
+            self._carriage.roads.members_changed()
         if self._gossip is not None:
             here = sum(1 for each in self.members.alive() if not self.members.is_beyond(each.record.peer_id))
             self._gossip.fleet_size(here)
-
-    async def _publish_record(self, signed: bytes) -> None:
-        async with self._record_turn:
-            self.gossip.admit(MEMBERS_TOPIC)
-            message = seal_message(
-                origin=self._keys.origin,
-                seqno=await self._seqnos.take(),
-                topic=MEMBERS_TOPIC,
-                data=signed,
-                sign=self._keys.sign,
-            )
-            await self.gossip.publish(message)
-
-    def _meet_twin(self, record: MemberRecord) -> None:
-        self.twin = record
-        self._twin_seen.set()
-
-    async def _answer_twin(self) -> None:
-        """Before this one stops: by the answer to its record alone the older one learns that it has a twin."""
-        await self._twin_seen.wait()
-        assert self.twin is not None
-        with trio.move_on_after(TWIN_SECONDS):
-            while True:
-                await trio.sleep(0.1)
-                has_answered = self.members.own.incarnation > self.twin.incarnation
-                if has_answered and await self.members.tell_somebody():
-                    break
-        self.twin_met.set()
 
     def _mesh_counts(self) -> Mapping[PeerId, int]:
         """In how many of our meshes each peer is."""
@@ -586,15 +397,6 @@ class Node:
     def _mesh_by_topic(self) -> Mapping[str, frozenset[PeerId]]:
         gossip = self.gossip
         return {topic: gossip.mesh(topic) for topic in gossip.topics()}
-
-    async def _follow_own_addrs(self) -> None:
-        """Tell others when this machine's addresses change: an interface that came up late, another network."""
-        while True:
-            await trio.sleep(OWN_ADDRS_SECONDS)
-            addrs = self._plain_addrs()
-            if addrs and set(addrs) != set(self.members.own.addrs):
-                log.info("own addresses changed", extra={"addrs": list(addrs)})
-                self.members.update_own(replace(self.members.own, addrs=addrs))
 
     # -- ports.Sidecar -----------------------------------------------------------------
 
@@ -721,24 +523,7 @@ class Node:
         return await self._meshes.document()
 
     async def ping(self, peer: str) -> JsonObject:
-        """One round trip over a link, or by a handshake at the addresses of a member without one."""
-        known = PeerId(peer)
-        member = self.members.get(known)
-        linked = known in self._host.links()
-        if (member is None and not linked) or known == self._host.peer_id:
-            raise InvalidRequest(f"{peer} is nobody this node can ping", hint="`p2pnode peers` lists who is there")
-        if not linked and self.members.is_beyond(known):
-            raise Unavailable(f"{peer} lives beyond a bridge and cannot be reached from here", reason="beyond")
-        if linked:
-            seconds = await self._host.ping(known)
-        else:
-            started = trio.current_time()
-            addrs = member.record.addrs if member is not None else ()
-            if not await self._host.probe(known, addrs, PROBE_SECONDS):
-                raise Unavailable(f"{peer} does not answer at {', '.join(addrs) or 'any address'}", reason="probe")
-            seconds = trio.current_time() - started
-        name = member.record.name if member is not None else None
-        return {"peer_id": peer, "name": name, "rtt_ms": round(seconds * 1000, 3), "linked": linked}
+        return await ping(self._host, self.members, peer)
 
     def bootstrap_peers(self) -> list[str]:
         addrs = list(self._host.addrs())
@@ -749,15 +534,13 @@ class Node:
         return addrs
 
     def carriers(self) -> JsonObject:
-        return self.roads.document()
+        return self.carriage.switch.document()
 
     async def set_carriers(self, changes: Mapping[str, object]) -> JsonObject:
-        return self.roads.set(changes)
+        return self.carriage.switch.set(changes)
 
     def bridge(self) -> JsonObject:
-        if self._bridge is None:
-            raise NotFound("this node is no bridge", hint="`p2pnode bridge` runs one; --api names another sidecar")
-        return self._bridge.document()
+        return self.carriage.bridge()
 
     def metrics(self) -> Mapping[str, float]:
         own = {**host_metrics(self._host), "p2pnode_followers": float(self._followers)}
@@ -766,22 +549,10 @@ class Node:
         kept = {**archive_metrics(self._archive), **(self._keeping.metrics() if self._keeping is not None else {})}
         councils = {**self._council_keeper.metrics(), **self._council_metrics.metrics()}
         councils |= {**self._agents.metrics(), **self._trust.metrics()}
-        roads = {**(self._roads.metrics() if self._roads else {}), **(self._bridge.metrics() if self._bridge else {})}
-        if self._other_roads.broker is not None:
-            roads |= broker_metrics(self._other_roads.broker)
-        return {**roads, **own, **kept, **member_metrics(self.members), **discovery, **gossip, **councils}
-
-    def _bridge_reasons(self) -> list[str]:
-        """What the bridge lacks, without what the roads of this node lack just the same."""
-        told = self._roads.reasons() if self._roads is not None else []
-        found = self._bridge.health_reasons() if self._bridge is not None else []
-        return [each for each in found if each.removeprefix("bridge: ") not in told]
+        carriage = self._carriage.metrics() if self._carriage is not None else {}
+        return {**carriage, **own, **kept, **member_metrics(self.members), **discovery, **gossip, **councils}
 
     # -- helpers -----------------------------------------------------------------------
-
-    def _plain_addrs(self) -> tuple[str, ...]:
-        # A machine can have more addresses than a record takes; loopback stands last.
-        return tuple(addr.rpartition("/p2p/")[0] for addr in self._host.addrs())[:MAX_ADDRS]
 
     def _is_shared(self, topic: str) -> bool:
         """Does this node take messages of the topic: because somebody here reads it, or it published to it?"""

@@ -16,7 +16,7 @@ from p2pnode.node.finder import DialState, Finder
 from p2pnode.node.inbound import Inbound
 from p2pnode.node.members import Members
 from p2pnode.node.reach import Reach
-from p2pnode.node.roads import Roads
+from p2pnode.node.switch import Switch
 from p2pnode.ports import Gossip, Health, Host, JsonObject, Link
 from p2pnode.wire.payload import format_time
 
@@ -26,7 +26,7 @@ class View:
     """
     Args:
         gossip: None while the node starts.
-        roads: likewise.
+        switch: of the roads; likewise.
         extra_reasons: what else works less than configured.
         published: own messages by topic.
         topics: those that are subscribed from the start.
@@ -45,7 +45,7 @@ class View:
     archive: Archive
     inbound: Inbound
     gossip: Callable[[], Gossip | None]
-    roads: Callable[[], Roads | None]
+    switch: Callable[[], Switch | None]
     extra_reasons: Callable[[], list[str]]
     published: Callable[[], Mapping[str, int]]
     topics_wanted: Sequence[str]
@@ -141,19 +141,22 @@ class View:
             return Health("not-ready", ("the sidecar is starting",))
         errors = self.dialer.bootstrap_errors
         down = [f"bootstrap {addr}: {error}" for addr, error in sorted(errors.items())]
-        roads = self.roads()
-        others = [*(roads.reasons() if roads is not None else []), *self.extra_reasons()]
-        if not self.host.links() and roads is not None and roads.has_other_road():
-            why = "no peer is connected over libp2p; messages go over NATS; `p2pnode doctor` says more"
-            return Health("degraded", (why, *others, *down))
+        switch = self.switch()
+        others = [*(switch.reasons() if switch is not None else []), *self.extra_reasons()]
+        fault = self.archive.fault
+        storage = [f"messages cannot be stored: {fault.detail}", fault.hint] if fault is not None else []
+        if not self.host.links() and switch is not None and (carrying := switch.other_roads()):
+            roads = " and ".join(road.upper() for road in carrying)
+            why = f"no peer is connected over libp2p; messages go over {roads}; `p2pnode doctor` says more"
+            return Health("not-ready" if storage else "degraded", (*storage, why, *others, *down))
         if not self.host.links():
             why = "no peer is connected, so nothing can be delivered"
             if not self.finder.reports():
                 why += "; no source of peers is configured (--bootstrap), so this node waits to be dialled"
             troubles = [trouble.problem for report in self.finder.reports() for trouble in report.troubles]
-            return Health("not-ready", (f"{why}; `p2pnode doctor` says more", *down, *troubles))
-        if (fault := self.archive.fault) is not None:
-            return Health("not-ready", (f"messages cannot be stored: {fault.detail}", fault.hint))
+            return Health("not-ready", (*storage, f"{why}; `p2pnode doctor` says more", *down, *troubles))
+        if storage:
+            return Health("not-ready", tuple(storage))
         alone = self.topics_alone(gossip)
         reasons = [f"no connected peer is subscribed to {', '.join(alone)}"] if alone else []
         if self.dialer.bootstraps and len(down) == len(self.dialer.bootstraps):

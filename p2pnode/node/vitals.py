@@ -12,10 +12,12 @@ import trio
 from p2pnode.core.doctor import Diagnosis, diagnose, summary
 from p2pnode.core.facts import (
     BootstrapFacts,
+    BridgeFacts,
     DialFailure,
     Disk,
     Facts,
     Reachability,
+    RoadsFacts,
     SourceFacts,
     SourceTrouble,
     TwinFacts,
@@ -89,6 +91,8 @@ def facts_of(
     topics: Mapping[str, int] | None = None,
     disk: Disk | None = None,
     strangers: Mapping[str, int] | None = None,
+    roads: RoadsFacts | None = None,
+    bridge: BridgeFacts | None = None,
 ) -> Facts:
     """The facts, with names in place of peer ids.
 
@@ -122,6 +126,8 @@ def facts_of(
         topics=dict(topics or {}),
         disk=disk,
         strangers=dict(strangers or {}),
+        roads=roads,
+        bridge=bridge,
     )
 
 

@@ -62,6 +62,7 @@ class Consumed:
         unacknowledged: given, and not acknowledged.
         redelivered: given more than once.
         caught_up: at some moment since the connection was made nothing was pending.
+        taken: how often `take` ended, well or not, since this process began.
     """
 
     durable: str
@@ -70,6 +71,7 @@ class Consumed:
     unacknowledged: int = 0
     redelivered: int = 0
     caught_up: bool = False
+    taken: int = 0
 
 
 class Broker(Protocol):

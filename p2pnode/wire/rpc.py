@@ -35,6 +35,10 @@ MAX_PX_PEERS_IN_ALL = 256
 """Of one RPC: base58 of a peer id takes 25 microseconds, so 1 MiB of peers stopped a node for half a second."""
 
 MAX_HELD = 1_024
+REMEMBERED_FRAMES = 128
+REMEMBERED_BYTES = 8 * 1024
+"""Of larger messages copies are rare: from there on receivers say IDONTWANT (`core.gossipsub.params`)."""
+
 MAX_RECORD_BYTES = 16 * 1024
 MAX_BACKOFF_SECONDS = 24 * 3600
 
@@ -103,6 +107,30 @@ def decode_rpc(frame: bytes) -> Decoded:
     taken = _Control(wire)
     rpc = taken.rpc(tuple(messages))
     return Decoded(rpc, tuple(refused), taken.excess, taken.key_ids, held, malformed)
+
+
+class RpcDecoder:
+    """`decode_rpc` for one node: copies of a message come within moments from several peers, byte for byte the same, so
+    the latest small frames with messages are remembered, at most REMEMBERED_FRAMES of REMEMBERED_BYTES."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Decoded] = {}
+
+    def decode(self, frame: bytes) -> Decoded:
+        """As `decode_rpc`; the same value for the same bytes.
+
+        Raises:
+            InvalidMessage: as `decode_rpc`.
+        """
+        known = self._known.get(frame)
+        if known is not None:
+            return known
+        decoded = decode_rpc(frame)
+        if decoded.rpc.publish and len(frame) <= REMEMBERED_BYTES:
+            if len(self._known) >= REMEMBERED_FRAMES:
+                del self._known[next(iter(self._known))]
+            self._known[frame] = decoded
+        return decoded
 
 
 class _Control:

@@ -17,6 +17,7 @@ from tests.cli.test_carriers import BROKER
 from tests.local.fake import FakeSidecar, problem
 
 BRIDGE = "/api/v1/bridge"
+OTHER = {"peer_id": "12D3KooWb", "name": "bridge-b", "beyond": True, "heard_seconds_ago": 3.2}
 
 
 def document(**members: Any) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def document(**members: Any) -> dict[str, Any]:
         "exports": [{"topic": "councils.forming", "subject": "chorus.councils.forming", **counts}],
         "imports": [{"subject": "chorus.councils.forming", "durable": "bridge-a", **taken, "refused": 6}],
         "lag_seconds": 0.4,
-        "bridges": [{"peer_id": "12D3KooWb", "name": "bridge-b", "beyond": True, "heard_seconds_ago": 3.2}],
+        "bridges": [{**OTHER, "import_key": "12D3KooWimport"}],
         "beyond": ["12D3KooWx", "12D3KooWy"],
         "last_refused": [],
         **members,
@@ -106,8 +107,8 @@ def test_a_good_bridge_tells_its_lag_its_key_and_each_subject(run: Run, sidecar:
         ["TOPIC", "SUBJECT", "PENDING", "PUBLISHED", "SKIPPED", "REFUSED", "FAILED"],
         ["councils.forming", "chorus.councils.forming", "2", "40", "38", "0", "1"],
     ]
-    assert imports.splitlines()[-1].split() == ["chorus.councils.forming", "bridge-a", *"0 1 2 30 4 5 6".split()]
-    assert bridges.splitlines()[-1].split() == ["bridge-b", "12D3KooWb", "yes", "3s", "ago"]
+    assert imports.splitlines()[-1].split() == ["chorus.councils.forming", *"0 1 2 30 4 5 6".split(), "bridge-a"]
+    assert bridges.splitlines()[-1].split() == ["bridge-b", "yes", "3s", "ago", "12D3KooWb", "12D3KooWimport"]
     assert json.loads(run("bridge", "status", "-o", "json", "--api", sidecar.api).out) == document()
 
 
@@ -118,6 +119,8 @@ def test_a_good_bridge_tells_its_lag_its_key_and_each_subject(run: Run, sidecar:
         ({"lag_seconds": None}, 0),
         ({"lag_seconds": 10.1}, 1),
         ({"broker": None}, 1),
+        ({"bridges": [{**OTHER, "import_key": "12D3KooWother"}]}, 1),
+        ({"bridges": [OTHER]}, 0),
         ({"broker": {**BROKER, "connected": False}}, 1),
         ({"broker": {**BROKER, "code": "jetstream-full", "problem": "the stream is full", "fix": "make room"}}, 1),
     ],
@@ -128,6 +131,14 @@ def test_a_bridge_that_is_cut_off_or_late_exits_1(
     sidecar.serves(BRIDGE, document(**members))
     for form in ("table", "json"):
         assert run("bridge", "status", "-o", form, "--api", sidecar.api).code == code
+
+
+def test_a_bridge_that_signs_with_another_key_is_named_with_the_fix(run: Run, sidecar: FakeSidecar) -> None:
+    other = {**OTHER, "import_key": "12D3KooWother"}
+    sidecar.serves(BRIDGE, document(bridges=[other, {**other, "name": None}]))
+    out = run("bridge", "status", "--api", sidecar.api).out
+    assert "bridge-b, 12D3KooWb sign for plain NATS clients with another key (import-keys)" in out
+    assert "bridge.import_key_file" in out
 
 
 def test_how_late_is_too_late_can_be_said(run: Run, sidecar: FakeSidecar) -> None:

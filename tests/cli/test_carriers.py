@@ -82,13 +82,16 @@ def test_a_degraded_node_says_why_what_to_do_and_exits_1(run: Run, sidecar: Fake
     assert "\x1b" not in outcome.out
     for said in ("not connected", "the password is wrong", "(authorization)", "set NATS_PASSWORD", NOW):
         assert said in outcome.out
+    assert "100 %, not in force during the rollback" in outcome.out
     as_json = run("carriers", "show", "-o", "json", "--api", sidecar.api)
     assert (as_json.code, json.loads(as_json.out)) == (1, document)
 
 
 def test_a_node_without_nats_says_so(run: Run, sidecar: FakeSidecar) -> None:
-    sidecar.serves(CARRIERS, roads(broker=None, old_road=None))
-    assert "not configured (nats.url)" in run("carriers", "--api", sidecar.api).out
+    sidecar.serves(CARRIERS, roads(broker=None, old_road=None, nats=road("off", "fallback", "off")))
+    out = run("carriers", "--api", sidecar.api).out
+    assert "not configured (nats.url)" in out
+    assert out.splitlines()[2].split(maxsplit=5) == ["nats", "off", "fallback", "off", "0", "nats.url is not set"]
 
 
 @pytest.mark.parametrize("document", [{}, {"gossip": None, "broker": []}, {"nats": {}, "rollback": [1], "x": 1}])

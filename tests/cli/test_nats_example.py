@@ -54,8 +54,11 @@ def test_the_page_shows_the_agent_as_it_is() -> None:
     assert f"```python\n{EXAMPLE.read_text()}```\n" in (ROOT / "docs" / "bridge.md").read_text()
 
 
-def test_it_claims_the_role_takes_it_up_and_reports(server: str) -> None:
+@pytest.mark.parametrize("form", ["objects", "names"])
+def test_it_claims_the_role_takes_it_up_and_reports(server: str, form: str) -> None:
     council = json.loads(SAMPLE.read_text())
+    if form == "names":  # as Go writes no optional roles, and as the API takes a role by its name
+        council |= {"core_roles": ["tpm", "security-expert"], "optional_roles": None}
     council_id = council["council_id"]
 
     async def story() -> list[dict[str, Any]]:

@@ -386,6 +386,53 @@ def test_a_wrong_network_to_announce_is_told(faults: Faults) -> None:
     assert "must be a network such as 10.0.1.0/24" in found["network.announce_cidr[1] (file FILE)"]
 
 
+SERVER = '[nats]\nurl = ["nats://n:4222"]\n'
+
+
+@pytest.mark.parametrize(
+    ("toml", "field", "problem"),
+    [
+        ('[carriers]\nrollback = "nats"', "carriers.rollback", "nats needs a server: set nats.url (NATS_URL)"),
+        ('[carriers]\nnats = "always"', "carriers.nats", "always needs a server: set nats.url (NATS_URL)"),
+        ('[carriers]\ngossip = "off"\nhttp = "off"', "carriers.gossip", "is off, and so is every other road"),
+        (
+            f'{SERVER}[carriers]\ngossip = "off"\nnats = "off"\nhttp = "off"',
+            "carriers.gossip",
+            "is off, and so is every other road",
+        ),
+        (f'{SERVER}password = "p"', "nats.password", "is set without nats.user (NATS_USER)"),
+        (f'{SERVER}tls_key_file = "/k"', "nats.tls_key_file", "is set without nats.tls_cert_file"),
+    ],
+)
+def test_roads_that_cannot_carry_and_half_a_login_are_told(faults: Faults, toml: str, field: str, problem: str) -> None:
+    found = faults(toml)
+    assert list(found) == [f"{field} (file FILE)"]
+    assert found[f"{field} (file FILE)"].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[node]\nrole = "bridge"\n[carriers]\nrollback = "nats"',
+        '[node]\nrole = "bridge"\n[carriers]\ngossip = "off"\nhttp = "off"',
+        f'{SERVER}[carriers]\nrollback = "nats"\nnats = "off"',
+        f'{SERVER}[carriers]\ngossip = "off"\nhttp = "off"',
+        '[carriers]\ngossip = "off"\nnats = "off"\nhttp = "off"\nrollback = "http"',
+        f'{SERVER}user = "u"\npassword = "p"\ntls_cert_file = "/c"\ntls_key_file = "/k"',
+        f'{SERVER}tls_cert_file = "/both"',
+    ],
+)
+def test_one_road_that_can_carry_and_a_whole_login_are_good(tmp_path: Path, toml: str) -> None:
+    file = tmp_path / "p2pnode.toml"
+    file.write_text(toml)
+    load_settings({}, {"HOME": "/h"}, file)
+
+
+def test_the_words_to_choose_from_hold_no_empty_one(faults: Faults) -> None:
+    found = faults('[carriers]\nrollback = "foo"')
+    assert found == {"carriers.rollback (file FILE)": "must be one of nats, http, not 'foo'"}
+
+
 def test_contradicting_ways_of_discovery_are_told(faults: Faults) -> None:
     found = faults(
         '[network]\nannounce = ["/ip4/10.0.0.1/tcp/9000"]\nannounce_cidr = ["10.0.0.0/8"]\n'
@@ -423,3 +470,16 @@ def test_topics_without_a_webhook_are_told(faults: Faults) -> None:
 def test_the_password_in_a_refused_webhook_is_not_repeated(faults: Faults) -> None:
     (told,) = faults('[agent]\nwebhook = "http://user:hunter2@agent/x"').values()
     assert "hunter2" not in told
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999"])
+def test_a_port_of_nats_that_is_none_is_named_with_its_server(faults: Faults, port: str) -> None:
+    problem = faults(f'[nats]\nurl = ["nats://n:{port}"]')["nats.url[0] (file FILE)"]
+    assert problem == f"port {port} of nats://n:{port} is out of range: 1 to 65535"
+
+
+@pytest.mark.parametrize("url", ["nats://u:99999/s3cret@h:1", "nats://u:s3cret@h:99999", "nats://u:s3cret"])
+def test_a_nats_url_that_may_hold_a_password_is_not_repeated(faults: Faults, url: str) -> None:
+    problem = faults(f'[nats]\nurl = ["{url}"]')["nats.url[0] (file FILE)"]
+    assert "nats://HOST:PORT" in problem
+    assert not any(each in problem for each in ("s3cret", "99999"))

@@ -373,6 +373,34 @@ def test_what_no_road_takes_does_not_stand_before_what_one_would() -> None:
     assert found == {(9999, "nats")}
 
 
+def test_what_gossip_alone_can_carry_does_not_stand_before_anything_however_much_it_is() -> None:
+    routing = Routing(Policy())
+    only_gossip = 100 * AT_ONCE
+    for number in range(only_gossip):
+        routing.added(mid(number), Plan("always", "off", "off"), 0, 0.0)
+    routing.added(mid(only_gossip), Plan("off", "always", "off"), 0, 0.0)
+    assert sends(routing, 0.0) == {(only_gossip, "nats")}
+    assert routing.waiting() == only_gossip + 1
+    routing.safe(mid(1))
+    routing.dropped(mid(2))
+    assert routing.waiting() == only_gossip - 1
+    assert [routing.is_settled(mid(number)) for number in (0, 1, 2)] == [False, True, True]
+
+
+def test_a_road_that_has_enough_under_way_gets_no_more_and_the_others_do() -> None:
+    routing = Routing(Policy())
+    routing.added(mid(1), Plan("off", "always", "always"), 0, 0.0)
+    assert sends(routing, 0.0, replace(WELL, busy=frozenset({"nats"}))) == {(1, "http")}
+    assert sends(routing, 0.0, WELL) == {(1, "nats")}
+
+
+def test_http_is_not_asked_while_there_is_nobody_to_post_to() -> None:
+    routing = Routing(Policy())
+    routing.added(mid(1), USUAL, 0, 0.0)
+    assert sends(routing, 0.0, replace(NO_NATS, http_up=False)) == set()
+    assert sends(routing, 0.0, NO_NATS) == {(1, "http")}
+
+
 def test_a_dropped_message_is_forgotten_whatever_becomes_of_it() -> None:
     routing = Routing(Policy())
     routing.added(mid(1), USUAL, 0, 0.0)
@@ -438,9 +466,15 @@ class AnyTraffic(RuleBasedStateMachine):
         self.routing.added(mid(self.count), plan, neighbours, self.now)
         self.took[mid(self.count)] = set()
 
-    @rule(nats_up=st.booleans(), bridge=st.booleans(), unreachable=st.integers(0, 2))
-    def turn(self, nats_up: bool, bridge: bool, unreachable: int) -> None:
-        self.around = Surroundings(nats_up, bridge, unreachable)
+    @rule(
+        nats_up=st.booleans(),
+        bridge=st.booleans(),
+        unreachable=st.integers(0, 2),
+        http_up=st.booleans(),
+        busy=st.frozensets(st.sampled_from(ROADS)),
+    )
+    def turn(self, nats_up: bool, bridge: bool, unreachable: int, http_up: bool, busy: frozenset[Road]) -> None:
+        self.around = Surroundings(nats_up, bridge, unreachable, http_up, busy)
 
     @rule(seconds=st.sampled_from((0.0, 0.25, 1.0, 2.0, 31.0, 70.0)))
     def wait(self, seconds: float) -> None:
@@ -459,6 +493,8 @@ class AnyTraffic(RuleBasedStateMachine):
             assert send not in self.under_way, "it was asked already"
             assert (send.id, send.road) not in self.over, "it said that it never will"
             assert send.road != "nats" or self.around.nats_up
+            assert send.road != "http" or self.around.http_up
+            assert send.road not in self.around.busy
             self.under_way.append(send)
             if send.road == "http":
                 self.asked_for[send.id] = self.around.unreachable if self.routing.is_safe(send.id) else 0

@@ -304,6 +304,9 @@ def test_agents_whose_links_are_cut_are_reached_by_http_when_nats_is_dead_too(tm
                 came = {each["id"]: each["carrier"] for each in node.messages(FORMING)}
                 assert {came[each] for each in later} == {"local", "http"}
             wait_until("n1 knows that they are gone", lambda: alive(first) == 2)
+            for node in lonely:
+                wait_until(f"{node.name} has no link", lambda node=node: "messages go over HTTP" in str(ready(node)))  # type: ignore[misc]
+                assert ready(node)[0] == 206
             later |= {first.publish_accepted(FORMING, json.dumps(opportunity()).encode())}
             have_all(nodes, FORMING, later)
             site.mend(lonely)

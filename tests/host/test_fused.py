@@ -421,6 +421,23 @@ async def test_an_exception_in_a_streams_reader_ends_that_stream_only() -> None:
         assert await pair.echoed(b"another stream") == b"another stream"
 
 
+async def test_what_is_to_be_done_soon_is_done_once_and_its_failure_ends_nothing() -> None:
+    async with linked() as pair:
+        done: list[str] = []
+
+        def fail() -> None:
+            done.append("failed")
+            raise ZeroDivisionError
+
+        pair.dialler.outbox.soon(fail)
+        pair.dialler.outbox.soon(lambda: done.append("next"))
+        assert done == []
+        assert await pair.echoed(b"afterwards") == b"afterwards"
+        assert await pair.echoed(b"once more") == b"once more"
+        assert done == ["failed", "next"]
+        assert pair.dialler.outbox.failures == 1
+
+
 async def test_an_exception_in_a_streams_writer_ends_that_stream_only() -> None:
     async with linked() as pair:
         stream, other = await pair.open_held()

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.io.abc import ReadWriteCloser
-from libp2p.io.exceptions import IOException
+from libp2p.io.exceptions import IncompleteReadError, IOException
+from libp2p.io.msgio import read_length
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.exceptions import StreamEOF
 from nacl.bindings import crypto_secretbox
@@ -180,6 +181,17 @@ async def test_no_more_is_asked_of_the_kernel_than_a_read_may_take() -> None:
     await connection.read(len(GREETING))
     await connection.read(2**62)
     assert wire.asked[-1] == READ_BYTES
+
+
+@pytest.mark.parametrize("key", [KEY, NONE])
+async def test_the_library_hears_of_the_end_without_asking_a_hundred_times(key: bytes) -> None:
+    wire = Wire(said_by(key, GREETING + b"\x00"))
+    connection = over(wire, key)
+    await connection.read(len(GREETING))
+    before = len(wire.asked)
+    with pytest.raises(IncompleteReadError):
+        await read_length(connection, 2)
+    assert len(wire.asked) - before < 10
 
 
 async def test_ciphers_are_handed_over_after_the_first_words_only() -> None:

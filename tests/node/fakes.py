@@ -22,7 +22,8 @@ from p2pnode.identity import Identity, verifier_for
 from p2pnode.node.councils import CouncilSettings
 from p2pnode.node.finder import Chosen
 from p2pnode.node.members import Members
-from p2pnode.node.sidecar import Keys, Node, NodeSettings, OtherRoads, Stores
+from p2pnode.node.settings import Keys, NodeSettings, OtherRoads, Stores
+from p2pnode.node.sidecar import Node
 from p2pnode.node.storing import SHIPPED, Retention
 from p2pnode.ports import Direction, GossipEvents, HostEvents, Link, Source
 from p2pnode.wire.pubsub import decode_message, message_verify

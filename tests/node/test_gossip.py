@@ -48,7 +48,11 @@ class Sent:
 
 
 class FakeStreams:
-    """`ports.Meshsub` that keeps what it is given; `backlog` says how much waits for whom."""
+    """`ports.Meshsub` that keeps what it is given; `backlog` says how much waits for whom.
+
+    Attributes:
+        later: calls that wait until more was read; None: they are made at once.
+    """
 
     def __init__(self) -> None:
         self.sent: list[Sent] = []
@@ -56,11 +60,18 @@ class FakeStreams:
         self.backlog: dict[PeerId, int] = {}
         self.agents: dict[PeerId, str] = {}
         self.on_send: Callable[[Sent], None] = lambda sent: None
+        self.later: list[Callable[[], None]] | None = None
 
     def send(self, peers: Iterable[PeerId], body: bytes, priority: Priority, message_id: MessageId | None) -> None:
         sent = Sent(tuple(peers), body, priority, message_id)
         self.sent.append(sent)
         self.on_send(sent)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        if self.later is None:
+            call()
+        else:
+            self.later.append(call)
 
     def hang_up(self, peer: PeerId) -> None:
         self.hung_up.append(peer)
@@ -162,6 +173,26 @@ async def test_an_accepted_message_is_delivered_once_and_forwarded_to_the_others
     assert set(forward.peers) == {B, C}
     assert (forward.body, forward.priority, forward.message_id) == (rpc_of(message), Priority.FORWARD, message.id)
     assert bench.gossip.counters()["ignore", "duplicate"] == 2
+
+
+async def test_a_neighbour_whose_copy_is_read_before_the_message_is_passed_on_is_spared_it(bench: Bench) -> None:
+    bench.streams.later = []
+    message = sealed(1)
+    bench.gossip.frame(A, rpc_of(message))
+    assert bench.streams.forwards() == []
+    bench.gossip.frame(B, rpc_of(message))
+    for call in bench.streams.later:
+        call()
+    [forward] = bench.streams.forwards()
+    assert set(forward.peers) == {C}
+
+
+async def test_what_waits_to_be_passed_on_is_sent_by_a_flush(bench: Bench) -> None:
+    bench.streams.later = []
+    bench.gossip.frame(A, rpc_of(sealed(1)))
+    await bench.gossip.flush()
+    [forward] = bench.streams.forwards()
+    assert set(forward.peers) == {B, C}
 
 
 @pytest.mark.parametrize(

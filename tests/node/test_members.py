@@ -22,15 +22,9 @@ from p2pnode.core.reconcile import Fingerprint, Listing, Reply
 from p2pnode.errors import InvalidMessage, Unavailable
 from p2pnode.identity import Identity
 from p2pnode.node.clocks import MAX_OFFSET_SECONDS
-from p2pnode.node.members import (
-    MAX_PROBES_FOR_ONE,
-    MAX_PROBES_FOR_OTHERS,
-    NEWS_IN_ANSWER_BYTES,
-    ROLL_BYTES,
-    VERIFY_AT_ONCE,
-    Members,
-    Tools,
-)
+from p2pnode.node.members import ROLL_BYTES, Members, Tools
+from p2pnode.node.probing import MAX_PROBES_FOR_ONE, MAX_PROBES_FOR_OTHERS
+from p2pnode.node.records import NEWS_IN_ANSWER_BYTES, VERIFY_AT_ONCE
 from p2pnode.ports import Link
 from p2pnode.wire.members import (
     MAX_EXCHANGE_BYTES,
@@ -130,7 +124,7 @@ class Desk:
             self.twins.append,
         )
         self.host.report_to(self.members)
-        self.host.serve(MEMBERS_PROTOCOL, self.members.answer, limit_bytes=MAX_EXCHANGE_BYTES)
+        self.host.serve(MEMBERS_PROTOCOL, self.members.exchanges.answer, limit_bytes=MAX_EXCHANGE_BYTES)
 
     @property
     def peer_id(self) -> PeerId:
@@ -582,12 +576,12 @@ async def test_small_tables_are_compared_in_one_round_trip_and_made_equal_in_the
     a.hear(signed(ghost(1)), signed(BOB), accusations=(accused(BOB, ghost(1)),))
     b.hear(signed(ghost(1)))
     await a.host.dial(b.host.addrs()[0])
-    assert await a.members.exchange_with(ALICE.peer_id)
+    assert await a.members.exchanges.exchange_with(ALICE.peer_id)
     assert a.known() == b.known()
     assert len(a.known()) == 23
     assert b.state(ghost(1)) is MemberState.SUSPECT
     assert len(network.requests) == 2
-    assert not await a.members.exchange_with(ALICE.peer_id)
+    assert not await a.members.exchanges.exchange_with(ALICE.peer_id)
     equal = network.requests[-1]
     assert len(network.requests) == 3
     assert equal.sent < 64
@@ -604,7 +598,7 @@ async def test_large_tables_are_made_equal_by_several_exchanges_each_within_its_
     await a.host.dial(b.host.addrs()[0])
     count = 0
     while a.known() != b.known() and count < 12:
-        await a.members.exchange_with(ALICE.peer_id)
+        await a.members.exchanges.exchange_with(ALICE.peer_id)
         count += 1
     assert len(a.known()) == 502
     assert count > 1
@@ -618,7 +612,7 @@ async def test_one_bad_record_or_accusation_costs_only_itself_and_is_counted() -
         (signed(CAROL, by=BOB), signed(ALICE), b"", signed(BOB)),
         (accused(ALICE, BOB, by=CAROL), accused(CAROL, ghost(2)), accused(BOB, ALICE), accused(ALICE, ghost(1))),
     )
-    answer = decode_exchange(await desk.members.answer(ALICE.peer_id, encode_exchange(Exchange(news=news))))
+    answer = decode_exchange(await desk.members.exchanges.answer(ALICE.peer_id, encode_exchange(Exchange(news=news))))
     assert answer == Exchange(now_ns=START_NS)
     assert desk.known().keys() == {ME.peer_id, ALICE.peer_id, BOB.peer_id, ghost(2).peer_id}
     assert [desk.state(ALICE), desk.state(BOB)] == [MemberState.SUSPECT, MemberState.ALIVE]
@@ -630,7 +624,7 @@ async def test_what_is_wanted_is_given_with_what_is_said_about_it() -> None:
     charge = accused(BOB, ALICE)
     desk.hear(signed(ALICE), signed(BOB), accusations=(charge,))
     request = Exchange(want=(ALICE.peer_id_bytes, CAROL.peer_id_bytes))
-    answer = decode_exchange(await desk.members.answer(ALICE.peer_id, encode_exchange(request)))
+    answer = decode_exchange(await desk.members.exchanges.answer(ALICE.peer_id, encode_exchange(request)))
     assert answer.news == EncodedNews((signed(ALICE),), (charge,))
 
 
@@ -649,7 +643,7 @@ async def test_a_big_exchange_leaves_others_their_turns() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
         await trio.lowlevel.checkpoint()
-        await desk.members.answer(ALICE.peer_id, encode_exchange(Exchange(news=junk)))
+        await desk.members.exchanges.answer(ALICE.peer_id, encode_exchange(Exchange(news=junk)))
         nursery.cancel_scope.cancel()
     assert desk.members.refused["signature"] == 1280
     assert turns >= 1280 // VERIFY_AT_ONCE - 2
@@ -660,7 +654,7 @@ async def test_what_came_by_an_exchange_is_gossiped_a_moment_later(autojump_cloc
     async with running(desk):
         await until(lambda: bool(desk.published))
         # Not at once: it may come by gossip as well, and the machine's next look is a second away.
-        await desk.members.answer(
+        await desk.members.exchanges.answer(
             ALICE.peer_id, encode_exchange(Exchange(news=EncodedNews((signed(BOB), signed(CAROL)))))
         )
         desk.members.judge(gossiped(signed(CAROL)))
@@ -678,7 +672,7 @@ def test_any_request_is_answered_or_refused_as_one(body: bytes) -> None:
         desk = Desk()
         for ranges in (False, True):
             try:
-                await desk.members.answer(ALICE.peer_id, encode_exchange(Exchange(body)) if ranges else body)
+                await desk.members.exchanges.answer(ALICE.peer_id, encode_exchange(Exchange(body)) if ranges else body)
             except InvalidMessage:
                 pass
         assert desk.known().keys() == {ME.peer_id}
@@ -731,7 +725,7 @@ def test_no_answer_of_a_peer_raises_anything_or_keeps_us_busy_for_ever(answers: 
 
         odd.serve(MEMBERS_PROTOCOL, lie, limit_bytes=MAX_EXCHANGE_BYTES)
         await desk.host.dial(odd.addrs()[0])
-        await desk.members._try_exchange(ALICE.peer_id)
+        await desk.members.exchanges.try_exchange(ALICE.peer_id)
         assert asked <= 13
         assert desk.known().keys() <= {ME.peer_id, BOB.peer_id}
 
@@ -776,7 +770,7 @@ async def test_one_exchange_tells_both_how_far_their_clocks_are_apart(seconds: f
     here, there = desks_apart(seconds)
     await here.host.dial(there.host.addrs()[0])
     assert here.members.clock_offsets() == there.members.clock_offsets() == {}
-    await here.members.exchange_with(ALICE.peer_id)
+    await here.members.exchanges.exchange_with(ALICE.peer_id)
     assert here.members.clock_offsets() == {ALICE.peer_id: seconds}
     assert there.members.clock_offsets() == {ME.peer_id: -seconds}
 
@@ -794,7 +788,7 @@ async def test_the_time_an_answer_takes_counts_half(autojump_clock: MockClock) -
     slow.serve(MEMBERS_PROTOCOL, answer, limit_bytes=MAX_EXCHANGE_BYTES)
     await desk.host.dial(slow.addrs()[0])
     with pytest.raises(InvalidMessage):  # an answer to ranges without ranges
-        await desk.members.exchange_with(ALICE.peer_id)
+        await desk.members.exchanges.exchange_with(ALICE.peer_id)
     offset = desk.members.clock_offsets()[ALICE.peer_id] - started
     assert offset == pytest.approx(-2.0, abs=0.1)
 
@@ -802,17 +796,17 @@ async def test_the_time_an_answer_takes_counts_half(autojump_clock: MockClock) -
 async def test_a_clock_is_forgotten_with_its_link_and_a_stranger_s_is_not_kept() -> None:
     here, there = desks_apart(100)
     await here.host.dial(there.host.addrs()[0])
-    await here.members.exchange_with(ALICE.peer_id)
+    await here.members.exchanges.exchange_with(ALICE.peer_id)
     here.network.cut(ME.peer_id, ALICE.peer_id)
     assert here.members.clock_offsets() == there.members.clock_offsets() == {}
-    await here.members.answer(BOB.peer_id, encode_exchange(Exchange(now_ns=START_NS + 10**12)))
+    await here.members.exchanges.answer(BOB.peer_id, encode_exchange(Exchange(now_ns=START_NS + 10**12)))
     assert here.members.clock_offsets() == {}
 
 
 async def test_a_peer_of_an_older_version_has_no_clock() -> None:
     here, there = desks_apart(100)
     await here.host.dial(there.host.addrs()[0])
-    await here.members.answer(ALICE.peer_id, encode_exchange(Exchange(want=(ALICE.peer_id_bytes,))))
+    await here.members.exchanges.answer(ALICE.peer_id, encode_exchange(Exchange(want=(ALICE.peer_id_bytes,))))
     assert here.members.clock_offsets() == {}
 
 
@@ -820,26 +814,26 @@ async def test_a_peer_of_an_older_version_has_no_clock() -> None:
 async def test_no_peer_can_tell_a_time_further_off_than_a_year(now_ns: int) -> None:
     here, there = desks_apart(0)
     await here.host.dial(there.host.addrs()[0])
-    await here.members.answer(ALICE.peer_id, encode_exchange(Exchange(now_ns=now_ns)))
+    await here.members.exchanges.answer(ALICE.peer_id, encode_exchange(Exchange(now_ns=now_ns)))
     assert abs(here.members.clock_offsets()[ALICE.peer_id]) == MAX_OFFSET_SECONDS
 
 
 async def test_a_clock_that_was_set_right_is_seen_when_doubtful_ones_are_checked(autojump_clock: MockClock) -> None:
     here, there = desks_apart(3600)
     await here.host.dial(there.host.addrs()[0])
-    await here.members.exchange_with(ALICE.peer_id)
+    await here.members.exchanges.exchange_with(ALICE.peer_id)
     there.wall.step_ns = 0
     before = len(here.network.requests)
-    await here.members.check_clocks(suspicious_seconds=7200, patience_seconds=2)
+    await here.members.exchanges.check_clocks(suspicious_seconds=7200, patience_seconds=2)
     assert len(here.network.requests) == before, "nobody was in doubt"
-    await here.members.check_clocks(suspicious_seconds=60, patience_seconds=2)
+    await here.members.exchanges.check_clocks(suspicious_seconds=60, patience_seconds=2)
     assert here.members.clock_offsets() == {ALICE.peer_id: 0.0}
 
 
 async def test_who_does_not_answer_holds_up_no_check_of_clocks(autojump_clock: MockClock) -> None:
     here, there = desks_apart(3600)
     await here.host.dial(there.host.addrs()[0])
-    await here.members.exchange_with(ALICE.peer_id)
+    await here.members.exchanges.exchange_with(ALICE.peer_id)
 
     async def hang(peer: PeerId, body: bytes) -> bytes:
         await trio.sleep_forever()
@@ -847,7 +841,7 @@ async def test_who_does_not_answer_holds_up_no_check_of_clocks(autojump_clock: M
 
     there.host.serve(MEMBERS_PROTOCOL, hang, limit_bytes=MAX_EXCHANGE_BYTES)
     started = trio.current_time()
-    await here.members.check_clocks(suspicious_seconds=60, patience_seconds=2)
+    await here.members.exchanges.check_clocks(suspicious_seconds=60, patience_seconds=2)
     assert trio.current_time() - started == pytest.approx(2)
     assert here.members.clock_offsets() == {ALICE.peer_id: 3600.0}
 

@@ -18,7 +18,7 @@ from p2pnode.core.membership.record import Member, MemberRecord, MemberState
 from p2pnode.core.message import SignedMessage, format_message_id
 from p2pnode.core.metadata import Metadata
 from p2pnode.core.peerid import PeerId
-from p2pnode.errors import InvalidRequest, Unavailable
+from p2pnode.errors import InvalidRequest, TooBusy, Unavailable
 from p2pnode.identity import Identity
 from p2pnode.node import posting
 from p2pnode.node.posting import (
@@ -172,6 +172,49 @@ async def test_a_sidecar_that_does_not_answer_is_spared_for_longer_each_time(aut
     assert town.took == {url(1): 10}
 
 
+async def test_a_sidecar_is_not_spared_because_our_own_queue_was_full(autojump_clock: MockClock) -> None:
+    town = Town(member(1, SUSPECT))
+    town.answers[url(1)] = TooBusy("1024 requests by HTTP are waiting already", reason="http-busy")
+    with pytest.raises(Unavailable):
+        await town.poster.post(opportunity(1), everybody=False, spread=False)
+    town.answers.clear()
+    await town.poster.post(opportunity(2), everybody=False, spread=False)
+    assert town.took == {url(1): 1}
+
+
+async def test_a_sidecar_counts_as_there_until_it_fails_and_again_when_it_took_something(
+    autojump_clock: MockClock,
+) -> None:
+    town = Town(member(1, SUSPECT), member(2, carrier=""))
+    assert town.poster.has_sidecars()
+    town.answers[url(1)] = DOWN
+    with pytest.raises(Unavailable):
+        await town.poster.post(opportunity(1), everybody=False, spread=False)
+    assert not town.poster.has_sidecars()
+    assert town.poster.has_targets()
+    await trio.sleep(PAUSES[1])
+    assert not town.poster.has_sidecars(), "nobody knows better"
+    town.answers.clear()
+    await town.poster.post(opportunity(2), everybody=False, spread=False)
+    assert town.poster.has_sidecars()
+
+
+def test_agents_without_a_sidecar_are_somebody_to_post_to_and_no_sidecars() -> None:
+    for town in (Town(endpoints=("http://a:1",)), Town(places=(place(5),))):
+        assert town.poster.has_targets()
+        assert not town.poster.has_sidecars()
+    assert not Town(member(5, carrier=""), places=(place(5),)).poster.has_targets(), "a member's task"
+
+
+async def test_why_nobody_took_it_is_said(autojump_clock: MockClock) -> None:
+    town = Town(member(1), member(2))
+    town.answers[url(1)] = DOWN
+    with pytest.raises(Unavailable, match="1 sidecars did not take it"):
+        await town.poster.post(opportunity(1), everybody=True, spread=True)
+    with pytest.raises(Unavailable, match="no other sidecar took it"):
+        await Town().poster.post(opportunity(1), everybody=True, spread=True)
+
+
 async def test_a_sidecar_that_refuses_a_message_is_not_asked_again_and_does_not_count_as_one_that_took_it(
     autojump_clock: MockClock,
 ) -> None:
@@ -243,6 +286,31 @@ def test_an_agent_whose_sidecar_is_a_member_is_none_without_one() -> None:
         "http://old.example:8080",
     ]
     assert [each.name for each in town.poster.legacy_agents()][:2] == ["CHORUS-Task-4", "CHORUS-Task-5"]
+
+
+@pytest.mark.parametrize(
+    ("said", "configured"),
+    [
+        ("http://agent-3:8080", "http://agent-3:8080/"),
+        ("http://agent-3:8080/", "http://agent-3:8080"),
+        ("http://agent-3", "http://Agent-3:80/"),
+        ("HTTPS://agent-3:443/api", "https://agent-3/api/"),
+    ],
+)
+def test_an_agent_whose_sidecar_is_a_member_is_known_however_its_url_is_written(said: str, configured: str) -> None:
+    town = Town(member(1, endpoint=said), endpoints=(configured, "http://agent-4:8080/"))
+    assert endpoints(town) == ["http://agent-4:8080/"]
+
+
+def test_one_agent_written_twice_is_told_once_and_others_by_their_own_words() -> None:
+    assert endpoints(Town(endpoints=("http://a:80/", "http://a"))) == ["http://a:80/"]
+    apart = ("http://a:1", "http://a:2", "https://a:1", "http://a:1/x", "http://b:1")
+    assert sorted(endpoints(Town(endpoints=apart))) == sorted(apart)
+
+
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "http://[", "http://a:99999", "http://a:x", "://", "\x00"])
+def test_whatever_a_member_says_of_its_endpoint_does_no_harm(endpoint: str) -> None:
+    assert endpoints(Town(member(1, endpoint=endpoint), endpoints=("http://a:1",))) == ["http://a:1"]
 
 
 async def run_until(town: Town, condition: Callable[[], bool]) -> None:

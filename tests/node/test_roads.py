@@ -2,156 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pnode.core.message import MessageId, SignedMessage, format_message_id
-from p2pnode.core.routing import CALM_SECONDS, TROUBLE_SECONDS, Policy, in_canary
-from p2pnode.errors import InvalidRequest, Unavailable
+from p2pnode.core.message import MessageId, format_message_id
+from p2pnode.core.routing import AGAIN_SECONDS, AT_ONCE, CALM_SECONDS, TROUBLE_SECONDS, Policy, in_canary
+from p2pnode.node import roads
 from p2pnode.node.roads import LOOK_SECONDS
-from p2pnode.node.sidecar import OtherRoads
-from p2pnode.ports.roads import LegacyAgent, Target
-from p2pnode.wire.nats import FROM, MESSAGE_ID, SIGNATURE
-from tests.core.council.test_opportunity import OPPORTUNITY
-from tests.node.bridge.broker import FakeBroker, FakeServer
-from tests.node.fakes import FakeGossip, Fleet, Running, Wall, open_fleet, until
-
-TOPIC, FORMING, UNCARRIED = "hmmm.t", "councils.forming", "builds.log"
-TOPICS = (FORMING, TOPIC, UNCARRIED)
-
-
-class Everything(set[bytes]):
-    def __contains__(self, item: object) -> bool:
-        return True
-
-
-@dataclass
-class Mail:
-    """`ports.roads.Post` between the nodes of a fleet.
-
-    Attributes:
-        down: URLs that do not answer.
-        given: what was handed over, by URL.
-    """
-
-    at: dict[str, Running] = field(default_factory=dict)
-    down: set[str] = field(default_factory=set)
-    given: Counter[tuple[str, MessageId]] = field(default_factory=Counter)
-    told: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    async def hand_over(self, target: Target, message: SignedMessage) -> None:
-        await trio.sleep(0.01)
-        if target.url in self.down:
-            raise Unavailable("nobody answers", reason="http")
-        self.given[target.url, message.id] += 1
-        why = await self.at[target.url].node.intake.take(message, "http")
-        assert why in (None, "held")
-
-    async def tell(self, agent: LegacyAgent, body: bytes, headers: Any) -> None:
-        await trio.sleep(0.01)
-        self.told[agent.endpoint, headers["X-Message-ID"]] += 1
-
-
-@dataclass
-class World:
-    fleet: Fleet
-    server: FakeServer
-    mail: Mail
-    brokers: dict[str, FakeBroker] = field(default_factory=dict)
-
-    def roads(self, name: str, *, nats: bool = True, http: bool = True) -> OtherRoads:
-        broker = self.brokers[name] = FakeBroker(self.server, name)
-        return OtherRoads(broker if nats else None, self.mail if http else None)
-
-    def add(
-        self, *, nats: bool = True, http: bool = True, carriers: Policy | None = None, to: Sequence[Running] = ()
-    ) -> Running:
-        name = f"n{len(self.fleet.nodes)}"
-        node = self.fleet.add(
-            topics=TOPICS,
-            bootstrap=[each.addr for each in to],
-            other_roads=self.roads(name, nats=nats, http=http),
-            carriers=carriers,
-        )
-        if http:
-            url = f"http://{name}:9080"
-            self.mail.at[url] = node
-            node.node.carries_http(f"{name}:9080", url)
-        self.fleet.start(node)
-        return node
-
-    def by_nats(self) -> Counter[str]:
-        """How often each message was published at the server, by its id."""
-        return Counter(each.headers[MESSAGE_ID] for each in self.server.publications if FROM in each.headers)
-
-
-@asynccontextmanager
-async def open_world(*, jetstream: bool = True) -> AsyncIterator[World]:
-    async with open_fleet() as fleet:
-        yield World(fleet, FakeServer(Wall(), jetstream=jetstream), Mail())
-
-
-@asynccontextmanager
-async def open_linked(*, carriers: Policy | None = None) -> AsyncIterator[tuple[World, Running, Running]]:
-    """Two nodes with a link and a server."""
-    async with open_world() as world:
-        one = world.add(carriers=carriers)
-        other = world.add(carriers=carriers, to=[one])
-        await until(lambda: all(is_up(each) for each in (one, other)) and len(one.members.all()) == 2)
-        await until(lambda: other.peer_id in one.gossip.topic_peers(TOPIC))
-        await until(lambda: one.peer_id in other.gossip.topic_peers(TOPIC))
-        yield world, one, other
-
-
-def is_up(node: Running) -> bool:
-    broker = carriers(node)["broker"]
-    return bool(broker is not None and broker["connected"])
-
-
-def carriers(node: Running) -> dict[str, Any]:
-    return dict(node.node.carriers())
-
-
-async def say(node: Running, number: int, topic: str = TOPIC) -> str:
-    body = json.dumps({"n": number}).encode()
-    return await publish(node, body, topic)
-
-
-async def offer(node: Running, council_id: str | None = None) -> str:
-    document = {**OPPORTUNITY, "council_id": council_id or str(uuid.uuid4())}
-    return await publish(node, json.dumps(document).encode(), FORMING)
-
-
-async def publish(node: Running, body: bytes, topic: str) -> str:
-    published = await node.node.publish(topic, body, content_type="application/json", headers={}, idempotency_key=None)
-    return published.id
-
-
-def stored(node: Running, *, carrier: str | None = None) -> set[str]:
-    """Ids of what the disk of a node holds."""
-    entries = node.store.entries.values()
-    return {format_message_id(each.id) for each in entries if carrier in (None, each.carrier)}
-
-
-def roads_of(node: Running, message_id: str) -> tuple[str, ...]:
-    """As the disk has it."""
-    [found] = [each.roads for each in node.store.entries.values() if format_message_id(each.id) == message_id]
-    return found
-
-
-async def followed(node: Running, topic: str = TOPIC) -> list[str]:
-    """What an agent is given, from the start."""
-    return [str(each["id"]) for each in await node.node.messages(topic, after=None, limit=1000)]
-
+from p2pnode.wire.nats import FROM, SIGNATURE
+from tests.node.fakes import FakeGossip, until
+from tests.node.road_world import (
+    FORMING,
+    TOPIC,
+    TOPICS,
+    UNCARRIED,
+    Everything,
+    carriers,
+    followed,
+    is_up,
+    offer,
+    open_linked,
+    open_world,
+    roads_of,
+    say,
+    stored,
+)
 
 # -- gossip and its fallback -----------------------------------------------------------
 
@@ -232,7 +111,7 @@ async def test_http_reaches_those_whom_neither_gossip_nor_nats_reaches(autojump_
         await until(lambda: all(roads_of(one, each) == ("http",) for each in ids))
         assert carriers(one)["nats"]["state"] == "down"
         assert carriers(one)["nats"]["why"] == "nobody answers"
-        assert any("start the server" in each for each in one.node.roads.reasons())
+        assert any("start the server" in each for each in one.node.carriage.switch.reasons())
         await trio.sleep(60)
         assert set(world.mail.given.values()) == {1}
 
@@ -288,6 +167,57 @@ async def test_everything_waits_for_a_server_that_comes_late(autojump_clock: Moc
         assert carriers(one)["waiting"] == 0
 
 
+async def test_gossip_as_fallback_is_not_said_to_have_taken_what_nobody_was_there_for(
+    autojump_clock: MockClock,
+) -> None:
+    policy = Policy(gossip="fallback", nats="always", http="off")
+    async with open_linked(carriers=policy) as (world, one, other):
+        world.server.kill()
+        world.fleet.network.split(one.peer_id, other.peer_id)
+        message = await say(one, 1)
+        await trio.sleep(3 * TROUBLE_SECONDS)
+        assert roads_of(one, message) == ()
+        world.fleet.network.apart.clear()
+        await one.host.dial(other.addr)
+        await until(lambda: message in stored(other), 30)
+        await until(lambda: roads_of(one, message) == ("gossip",), 2 * AGAIN_SECONDS[1])
+
+
+async def test_with_nobody_to_post_to_http_is_not_tried_and_nothing_counts_as_failed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        one = world.add(nats=False, listens=False)
+        for number in range(20):
+            await say(one, number)
+        await trio.sleep(120)
+        assert one.node.roads.counted == {}
+        assert carriers(one)["waiting"] == 20
+
+
+async def test_members_that_answer_slowly_by_http_do_not_hold_nats_up(autojump_clock: MockClock) -> None:
+    async with open_linked(carriers=Policy(nats="always", http="always")) as (world, one, other):
+        await until(lambda: bool(one.members.get(other.peer_id).record.carrier))  # type: ignore[union-attr]
+        world.mail.seconds = 600.0
+        ids = [await say(one, number) for number in range(300)]
+        await until(lambda: set(ids) <= set(world.by_nats()), 10)
+
+
+async def test_a_road_that_does_not_answer_is_handed_no_more_than_it_can_bear(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roads, "MAX_UNDER_WAY", 50)
+    async with open_linked(carriers=Policy(http="always")) as (world, one, other):
+        await until(lambda: bool(one.members.get(other.peer_id).record.carrier))  # type: ignore[union-attr]
+        world.mail.seconds = 600.0
+        before = trio.lowlevel.current_statistics().tasks_living
+        ids = [await say(one, number) for number in range(950)]
+        await trio.sleep(30)
+        assert trio.lowlevel.current_statistics().tasks_living - before < 50 + AT_ONCE + 20
+        world.mail.seconds = 0.01
+        await until(lambda: len({each for _, each in world.mail.given}) == len(ids), 3600)
+
+
 # -- what comes from NATS --------------------------------------------------------------
 
 
@@ -313,6 +243,36 @@ async def test_what_is_no_message_of_ours_is_counted_and_ignored(autojump_clock:
         assert len(stored(other)) == 1
         more = await say(one, 2)
         await until(lambda: more in stored(other), 30)
+
+
+async def test_a_flood_from_nats_is_stored_as_fast_as_the_disk_takes_many_at_once_and_in_order(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        one, other = world.add(), world.add()
+        await until(lambda: is_up(one) and is_up(other))
+        other.store.commit_seconds = 0.05
+        one.store.commit_seconds = 0.0001
+        ids = []
+        for number in range(900):
+            ids.append(await say(one, number))
+        await until(lambda: set(ids) <= stored(other, carrier="nats"), 10)
+        assert await followed(other) == ids
+        assert not any(each.late for each in other.store.entries.values())
+
+
+async def test_what_comes_faster_than_it_is_stored_is_dropped_counted_and_said(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(roads, "MAX_WAITING", 10)
+    async with open_world() as world:
+        one = world.add()
+        await until(lambda: is_up(one))
+        for _ in range(31):  # one is taken at once
+            world.server.publish(TOPIC, b"{}")
+        assert one.node.roads.counted["in", "dropped"] == 20
+        assert "left to synchronisation" in caplog.text
+        await until(lambda: one.node.roads.counted["in", "plain"] == 11)
 
 
 # -- policies --------------------------------------------------------------------------
@@ -359,6 +319,24 @@ async def test_a_rollback_under_load_loses_nothing_and_doubles_nothing(
         assert gossiped == {*ids[:40], *ids[80:]}
 
 
+async def test_what_was_published_under_a_rollback_ends_on_its_road_after_that_was_taken_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        policy = Policy(rollback="http")
+        one = world.add(carriers=policy)
+        others = [world.add(carriers=policy, to=[one]) for _ in range(5)]
+        await until(lambda: sum(bool(each.record.carrier) for each in one.members.alive()) == 6)
+        world.mail.down |= world.mail.at.keys()
+        message = await say(one, 1)
+        await trio.sleep(1)
+        await one.node.set_carriers({"rollback": None})
+        world.mail.down.clear()
+        await until(lambda: roads_of(one, message) == ("http",), 120)
+        assert {url for url, _ in world.mail.given} == world.mail.at.keys() - {"http://n0:9080"}
+        assert all(message in stored(each) for each in others)
+
+
 async def test_what_the_old_road_cannot_carry_goes_by_gossip_whatever_the_rollback_says(
     autojump_clock: MockClock,
 ) -> None:
@@ -383,60 +361,6 @@ async def test_what_nats_switched_on_live_is_used(autojump_clock: MockClock) -> 
         later = await say(one, 2)
         await until(lambda: later in stored(other), 10)
         assert message not in stored(other), "a change holds for what is published from then on"
-
-
-@pytest.mark.parametrize(
-    ("changes", "faults"),
-    [
-        ({"gossip": "sometimes"}, {"gossip": "must be one of off, fallback, always, not 'sometimes'"}),
-        ({"nats": None}, {"nats": "must be one of"}),
-        ({"http": ["always"]}, {"http": "must be one of"}),
-        ({"canary_percent": 101}, {"canary_percent": "a number from 0 to 100, not 101"}),
-        ({"canary_percent": -0.1}, {"canary_percent": "from 0 to 100"}),
-        ({"canary_percent": True}, {"canary_percent": "not True"}),
-        ({"canary_percent": float("nan")}, {"canary_percent": "not nan"}),
-        ({"canary_percent": "10"}, {"canary_percent": "not '10'"}),
-        ({"rollback": "gossip"}, {"rollback": "must be nats, http or null"}),
-        ({"rollback": False}, {"rollback": "must be nats, http or null"}),
-        ({"pigeon": "always"}, {"pigeon": "there is no such field"}),
-        ({}, {"body": "names nothing to change"}),
-        ({"gossip": "off", "nats": "off", "http": "off"}, {"gossip": "no road would be left"}),
-        ({"gossip": "no", "nats": "no", "x": 1}, {"gossip": "must", "nats": "must", "x": "there is no such field"}),
-        ({"gossip": "x" * 1000}, {"gossip": "must be one of"}),
-    ],
-)
-async def test_wrong_changes_are_named_field_by_field_and_change_nothing(
-    changes: dict[str, object], faults: dict[str, str], autojump_clock: MockClock
-) -> None:
-    async with open_world() as world:
-        node = world.add()
-        before = carriers(node)
-        with pytest.raises(InvalidRequest) as caught:
-            await node.node.set_carriers(changes)
-        found = {fault.field: fault.problem for fault in caught.value.faults}
-        assert found.keys() == faults.keys()
-        for where, what in faults.items():
-            assert what in found[where]
-            assert len(found[where]) < 200
-        assert carriers(node) == before
-
-
-@pytest.mark.parametrize("changes", [{"rollback": "nats"}, {"nats": "always"}])
-async def test_nats_cannot_be_chosen_without_a_server(changes: dict[str, str], autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        node = world.add(nats=False)
-        with pytest.raises(InvalidRequest) as caught:
-            await node.node.set_carriers(changes)
-        assert "nats.url" in str(caught.value.faults[0])
-
-
-async def test_the_last_road_cannot_be_switched_off_where_there_is_no_server(autojump_clock: MockClock) -> None:
-    async with open_world() as world:
-        node = world.add(nats=False, http=False)
-        with pytest.raises(InvalidRequest):
-            await node.node.set_carriers({"gossip": "off", "http": "off"})
-        with pytest.raises(InvalidRequest):
-            await node.node.set_carriers({"rollback": "http"})
 
 
 # -- restarts --------------------------------------------------------------------------
@@ -502,6 +426,27 @@ async def test_what_was_done_but_not_written_as_done_leaves_the_outbox_at_the_ne
         world.fleet.start(again)
         await until(lambda: not again.store.outbox, 10)
         assert world.by_nats() == {message: 1}
+
+
+async def test_what_an_earlier_run_left_is_read_a_part_at_a_time(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world() as world:
+        one = world.add(nats=False, http=False)
+        ids = [await say(one, number) for number in range(350)]
+        world.fleet.stop(one)
+        sizes: list[int] = []
+        read = one.store.read
+
+        async def count(wanted: Sequence[MessageId]) -> Mapping[MessageId, bytes]:
+            sizes.append(len(wanted))
+            return await read(wanted)
+
+        monkeypatch.setattr(one.store, "read", count)
+        again = world.fleet.restart(one, topics=TOPICS, other_roads=world.roads("again", http=False))
+        world.fleet.start(again)
+        await until(lambda: set(world.by_nats()) == set(ids), 60)
+        assert max(sizes) <= roads.LOADED_AT_ONCE
 
 
 def test_calm_takes_longer_than_a_look() -> None:

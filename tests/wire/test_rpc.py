@@ -14,7 +14,7 @@ from p2pnode.identity import Identity
 from p2pnode.wire import rpc as limits
 from p2pnode.wire.pb.libp2p.v1.pubsub_pb2 import RPC, Message
 from p2pnode.wire.pubsub import seal_message
-from p2pnode.wire.rpc import Decoded, Refused, decode_rpc, encode_held, encode_publish, encode_rpc
+from p2pnode.wire.rpc import Decoded, Refused, RpcDecoder, decode_rpc, encode_held, encode_publish, encode_rpc
 from tests.properties import many, some
 
 ALICE = Identity(b"a" * 32)
@@ -122,6 +122,29 @@ def test_the_library_reads_what_we_write(rpc: Rpc) -> None:
 def test_a_publish_alone_is_the_rpc_of_that_message(data: bytes) -> None:
     message = sealed(data)
     assert encode_publish(message) == encode_rpc(Rpc(publish=(message,)))
+
+
+def test_copies_of_a_frame_are_read_once_as_long_as_few_others_come_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REMEMBERED_FRAMES", 2)
+    decoder = RpcDecoder()
+    frames = [encode_publish(sealed(seqno=number)) for number in (1, 2, 3)]
+    first = decoder.decode(frames[0])
+    assert first == decode_rpc(frames[0])
+    assert decoder.decode(bytes(bytearray(frames[0]))) is first
+    assert [decoder.decode(frame).rpc.publish[0].number for frame in frames[1:]] == [2, 3]
+    again = decoder.decode(frames[0])
+    assert again == first
+    assert again is not first
+
+
+def test_large_frames_and_bad_ones_are_read_anew_each_time() -> None:
+    decoder = RpcDecoder()
+    large = encode_publish(sealed(bytes(limits.REMEMBERED_BYTES)))
+    assert decoder.decode(large) == decoder.decode(large)
+    assert decoder.decode(large) is not decoder.decode(large)
+    for _ in range(2):
+        with pytest.raises(InvalidMessage):
+            decoder.decode(b"\xff")
 
 
 def test_a_message_keeps_the_bytes_its_origin_wrote() -> None:

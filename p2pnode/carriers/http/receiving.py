@@ -22,8 +22,9 @@ _DRAIN_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is answered: a JSON object."""
+    """What is answered: a JSON object. `word` is fixed, and what it is counted by."""
 
+    word: str
     status: int
     document: Mapping[str, object]
     media_type: str = "application/json"
@@ -38,7 +39,7 @@ def problem(status: int, reason: str, detail: str, headers: Mapping[str, str] | 
     """
     title = http.HTTPStatus(status).phrase
     document = {"type": "about:blank", "title": title, "status": status, "detail": detail, "reason": reason}
-    return Reply(status, document, PROBLEM_TYPE, headers or {})
+    return Reply(reason, status, document, PROBLEM_TYPE, headers or {})
 
 
 class Early(Exception):

@@ -10,7 +10,7 @@ import errno
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_network
@@ -71,13 +71,22 @@ class CarrierCounters:
     connections: open now.
     turned_away: connections over the limits.
     unexpected: faults of ours.
-    answers: by status.
+    answers: `stored`, `held`, `healthy`, or the `reason` of a problem document.
     """
 
     connections: int = 0
     turned_away: int = 0
     unexpected: int = 0
-    answers: Counter[int] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+
+    def metrics(self) -> Mapping[str, float]:
+        """By Prometheus name."""
+        return {
+            **{f'p2pnode_http_received_total{{result="{word}"}}': float(n) for word, n in self.answers.items()},
+            "p2pnode_http_connections": float(self.connections),
+            "p2pnode_http_turned_away_total": float(self.turned_away),
+            "p2pnode_http_failures_total": float(self.unexpected),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +240,7 @@ class _Server:
                 reply = early.reply
             else:
                 reply = await self._judge(head, body)
-        self.counters.answers[reply.status] += 1
+        self.counters.answers[reply.word] += 1
         with trio.move_on_after(self._limits.drain_seconds):
             await wire.answer(reply)
             await wire.drain()
@@ -269,7 +278,7 @@ class _Server:
         if head.method != method:
             raise Early(problem(405, "method", f"{head.target} knows {method} only", {"Allow": method}))
         if head.target == HEALTH_PATH:
-            raise Early(Reply(200, {"status": "healthy"}))
+            raise Early(Reply("healthy", 200, {"status": "healthy"}))
         media_type = ",".join(head.values("content-type")).partition(";")[0].strip().lower()
         if media_type != MESSAGE_TYPE:
             raise Early(problem(415, "media-type", f"the Content-Type must be {MESSAGE_TYPE}"))
@@ -301,9 +310,9 @@ class _Server:
         if patience.cancelled_caught:
             return _later("slow", f"the message was not stored within {self._limits.take_seconds:g} s", 5.0)
         if word is None:
-            return Reply(200, {"stored": True})
+            return Reply("stored", 200, {"stored": True})
         if word == "held":
-            return Reply(200, {"stored": False, "held": True})
+            return Reply("held", 200, {"stored": False, "held": True})
         if word in self._for_good:
             return problem(422, word, f"the message is not taken, and never will be: {word}")
         return _later(word, f"the message is not taken now: {word}", 5.0)

@@ -15,6 +15,7 @@ from p2pnode.carriers.nats.settings import BrokerSettings
 from p2pnode.carriers.nats.subjects import check_subject, counted, durable_name
 from p2pnode.carriers.nats.thread import AsyncioThread
 from p2pnode.errors import Fault, InvalidRequest, P2PNodeError, Unavailable
+from p2pnode.logs import Throttled
 from p2pnode.ports.roads import BrokerState, Consumed, NatsMessage
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class NatsBroker:
         self._submitting = False
         self._lanes: dict[str, Lanes] = {}
         self._nursery: trio.Nursery | None = None
+        self._failures = Throttled(log, lines=3)
 
     def state(self) -> BrokerState:
         return self._connection.state if self._connection is not None else BrokerState()
@@ -83,10 +85,12 @@ class NatsBroker:
             await trio.sleep(_AGAIN_SECONDS)
 
     def consumers(self) -> Sequence[Consumed]:
-        return [
-            Consumed(each.name, each.subject, each.pending, each.unacknowledged, each.redelivered, each.caught_up)
-            for each in self._readings
-        ]
+        found = []
+        for each in self._readings:
+            lanes = self._lanes.get(each.name)
+            state = (each.pending, each.unacknowledged, each.redelivered, each.caught_up)
+            found.append(Consumed(each.name, each.subject, *state, lanes.taken + lanes.failed if lanes else 0))
+        return found
 
     def counters(self) -> Mapping[tuple[str, str], int]:
         counts = Counter(self._counts)
@@ -202,7 +206,11 @@ class NatsBroker:
             return False
         watch, message = found
         self._counts[("in", watch.subject)] += 1
-        watch.take(message)
+        try:
+            watch.take(message)
+        except Exception:  # nothing that a stranger publishes may end the process
+            self._counts[("take-failed", watch.subject)] += 1
+            self._failures.exception(f"a message of {watch.subject} from NATS could not be taken")
         return True
 
     def _settle(self, delivery: Delivery, again_in_seconds: float | None) -> None:

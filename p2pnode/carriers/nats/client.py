@@ -115,19 +115,19 @@ class Answers:
 
     def __init__(self, client: NatsClient) -> None:
         self._client = client
-        self._prefix = client.new_inbox()
+        self.prefix = client.new_inbox()
         self._expected: dict[str, Callable[[Msg], None]] = {}
         self._count = 0
 
     async def open(self) -> None:
-        await self._client.subscribe(f"{self._prefix}.*", cb=self._arrived)
+        await self._client.subscribe(f"{self.prefix}.*", cb=self._arrived)
 
     def expect(self, call: Callable[[Msg], None]) -> str:
         """A reply subject whose message goes to `call`."""
         self._count += 1
         token = f"{self._count:x}"
         self._expected[token] = call
-        return f"{self._prefix}.{token}"
+        return f"{self.prefix}.{token}"
 
     def expect_again(self, reply: str, call: Callable[[Msg], None]) -> None:
         """One more message is to come for a reply subject."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from nats.errors import Error as NatsError
-from nats.errors import SlowConsumerError
+from nats.errors import NoServersError, SlowConsumerError
 
 from p2pnode.carriers.nats.client import NatsClient
 from p2pnode.carriers.nats.credentials import Credentials, Trouble, read_credentials, tls_context
@@ -188,7 +188,7 @@ class Connection:
             self._discover(client, server)
             self._url = url
             for reading in self._readings:
-                reading.caught_up = False
+                reading.caught_up, reading.pending = False, 0
             await session.open(list(self._watches), list(self._readings))
             stood = self._session_ready = True
             self._connected(url)
@@ -196,7 +196,7 @@ class Connection:
             await session.run()
             raise client.last_error or self._last_error or ConnectionResetError("the server closed the connection")
         except Exception as error:
-            self._fell(server, url, stood, error, credentials)
+            self._fell(server, url, stood, self._cause(error), credentials)
         finally:
             self._session, self._session_ready, self._client = None, False, None
             if session is not None:
@@ -255,12 +255,21 @@ class Connection:
         self.counts["reconnected"] += 1
         log.info("NATS reconnected", extra={**extra, "reason": self._lost})
 
-    def _fell(self, server: str, url: str, stood: bool, error: Exception, credentials: Credentials | None) -> None:
+    def _cause(self, error: BaseException) -> BaseException:
+        """nats-py says that it has no server left, and before that why."""
+        return self._last_error or error if isinstance(error, NoServersError) else error
+
+    def _fell(self, server: str, url: str, stood: bool, error: BaseException, credentials: Credentials | None) -> None:
         trouble = explain(error, url, self._settings, credentials, stood=stood)
         if not stood and server.startswith("tls://"):
             # A server may wait for the TLS handshake and say nothing before it; and the other way round.
-            self._handshake_first ^= {server}
-            if isinstance(error, TimeoutError) and server in self._handshake_first:
+            if server in self._handshake_first:
+                if isinstance(error, TimeoutError) or trouble.code == "plaintext":
+                    self._handshake_first.discard(server)
+                if trouble.code == "plaintext":
+                    return  # or it speaks first: the next attempt tells
+            elif isinstance(error, TimeoutError) or "expecting INFO" in str(error):
+                self._handshake_first.add(server)
                 log.debug("trying TLS first", extra={"server": url})
         if stood:
             self.counts["disconnected"] += 1

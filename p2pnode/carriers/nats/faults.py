@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from urllib.parse import urlsplit
@@ -16,6 +17,12 @@ UNPUBLISHABLE = (BadSubjectError, BadHeaderError, MaxPayloadError)
 
 _FULL = (10023, 10047, 10077, 10110, 10122)
 """`err_code`s of a server or stream that takes no more: resources, storage, maximum messages or bytes, memory."""
+
+SILENT = Trouble(
+    "stream",
+    "JetStream at the NATS server does not answer",
+    "check the server's log; a cluster needs most of its servers. To go on without it set nats.jetstream to off",
+)
 
 _REFUSED = ("authorization violation", "authentication timeout", "account authentication expired", "permissions")
 
@@ -57,6 +64,11 @@ def explain(
         )
         return Trouble("tls", f"TLS with {server} failed: {reason}", _tls_fix(settings, "certificate"))
     if isinstance(error, UnicodeError | ValueError) or "connect url" in text:
+        # Python quotes what stands where the port should: it may be the rest of a password.
+        text = text.partition(" as ")[0]
+        port = server.rpartition(":")[2]
+        if port.isdecimal() and int(port) > 65535:
+            text = "its port is out of range: 1 to 65535"
         return Trouble("url", f"{server} cannot be used: {text}", "write nats://HOST:PORT or tls://HOST:PORT")
     what = "the connection ended" if stood else "cannot be reached"
     return Trouble("unreachable", f"{server}: {what}: {_network(error, text)}", _reach_fix(server))
@@ -78,9 +90,15 @@ def shown(url: str) -> str:
     try:
         parts = urlsplit(url)
         host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-        return f"{parts.scheme}://{host}:{parts.port or 4222}"
     except ValueError:
         return "nats.url"
+    try:
+        return f"{parts.scheme}://{host}:{parts.port or 4222}"
+    except ValueError:
+        # The rest of a password with a slash in it may stand where the port should.
+        port = parts.netloc.rpartition(":")[2]
+        rest = parts.path + parts.query + parts.fragment
+        return f"{parts.scheme}://{host}:{port}" if port.isdecimal() and "@" not in rest else "nats.url"
 
 
 def _who(settings: BrokerSettings) -> str:
@@ -116,7 +134,7 @@ def _network(error: BaseException, text: str) -> str:
         return "no answer in time"
     if isinstance(error, socket.gaierror):
         return "its name is not known"
-    return error.strerror or text if isinstance(error, OSError) else text
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else text
 
 
 def _reach_fix(server: str) -> str:

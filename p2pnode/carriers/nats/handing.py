@@ -89,6 +89,7 @@ class Job:
         abandoned: the caller has gone.
         reply: where its answer is expected.
         asked: how often a stream was expected to answer.
+        sent: asyncio's seconds when that was last.
     """
 
     subject: str
@@ -99,6 +100,7 @@ class Job:
     abandoned: bool = False
     reply: str = ""
     asked: int = 0
+    sent: float = 0.0
 
 
 class Inbox:

@@ -12,15 +12,16 @@ from nats.errors import Error as NatsError
 
 from p2pnode.carriers.nats.client import Answers, ApiFault, NatsClient, read_answer, status_of
 from p2pnode.carriers.nats.credentials import Trouble
-from p2pnode.carriers.nats.faults import UNPUBLISHABLE, full
+from p2pnode.carriers.nats.faults import SILENT, UNPUBLISHABLE, full
 from p2pnode.carriers.nats.handing import Job
 from p2pnode.carriers.nats.streams import Streams
 from p2pnode.errors import InvalidRequest, P2PNodeError, Unavailable
 from p2pnode.logs import Throttled
 
-ANSWER_SECONDS = 5.0
-
 _FLUSH_SECONDS = 5.0
+_SILENT_SECONDS = 4.0
+"""A stream that has not answered by then is in trouble; callers wait 5 s."""
+
 _UNSENT_BYTES = 16 * 1024 * 1024
 
 
@@ -30,6 +31,7 @@ class Publishing:
     Args:
         finished: told of each job that has its outcome.
         store: told why a stream takes no more, and None once it took one.
+        is_read: is a stream being made for this subject, because we read it?
     """
 
     def __init__(
@@ -38,20 +40,28 @@ class Publishing:
         answers: Answers,
         finished: Callable[[Job], None],
         store: Callable[[Trouble | None], None],
+        is_read: Callable[[str], bool],
     ) -> None:
         self._client = client
         self._answers = answers
         self._streams: Streams | None = None
+        self._silent = False
         self._finished = finished
         self._store = store
+        self._is_read = is_read
         self._jobs: set[Job] = set()
         self._flushing: list[Job] = []
         self._flush_wanted = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = Throttled(logging.getLogger(__name__), lines=1)
 
-    def use(self, streams: Streams | None) -> None:
+    def use(self, streams: Streams | None, *, silent: bool) -> None:
+        """
+        Args:
+            silent: nobody knows whether there is JetStream: nothing is published past it.
+        """
         self._streams = streams
+        self._silent = silent
 
     async def publish(self, job: Job) -> None:
         """Send it, or find out first where it belongs; its outcome comes later. Never raises."""
@@ -60,12 +70,15 @@ class Publishing:
         if self._client.pending_data_size > _UNSENT_BYTES:
             self._finish(job, Unavailable("the NATS server reads too slowly", reason="nats"))
             return
+        if self._silent:
+            self._finish(job, Unavailable(SILENT.problem, reason="nats", hint=SILENT.fix))
+            return
         self._jobs.add(job)
         held = self._streams.known(job.subject) if self._streams is not None else False
         if held is None:
             self._spawn(job)
         else:
-            await self._send(job, to_stream=held)
+            await self._send_to(job, held=held)
 
     async def flush_for_ever(self) -> None:
         """Finishes what no stream holds: one flush for all that was sent since the last."""
@@ -84,9 +97,12 @@ class Publishing:
 
     def tidy(self) -> None:
         """Forget those whose caller has gone; called every second."""
+        now = asyncio.get_running_loop().time()
         for job in [each for each in self._jobs if each.abandoned]:
             self._jobs.discard(job)
             if job.reply:
+                if now - job.sent > _SILENT_SECONDS:
+                    self._store(_unanswered(job.subject))
                 self._answers.forget(job.reply)
                 if self._streams is not None:
                     self._streams.forget(job.subject)
@@ -127,10 +143,17 @@ class Publishing:
             said = str(error) or "no answer in time"
             self._finish(job, Unavailable(f"JetStream does not say who holds {job.subject}: {said}", reason="nats"))
             return
+        await self._send_to(job, held=held)
+
+    async def _send_to(self, job: Job, *, held: bool) -> None:
+        if not held and self._streams is not None and self._is_read(job.subject):
+            self._finish(job, Unavailable(f"no stream holds {job.subject} yet; it is being made", reason="nats"))
+            return
         await self._send(job, to_stream=held)
 
     async def _send(self, job: Job, *, to_stream: bool) -> None:
         job.asked += to_stream
+        job.sent = asyncio.get_running_loop().time()
         reply = job.reply = self._answers.expect(partial(self._answered, job)) if to_stream else ""
         try:
             await self._client.publish(job.subject, job.body, reply=reply, headers=dict(job.headers) or None)
@@ -192,6 +215,14 @@ class Publishing:
         if job.outcome is None:
             job.outcome = outcome
             self._finished(job)
+
+
+def _unanswered(subject: str) -> Trouble:
+    return Trouble(
+        "stream",
+        f"JetStream does not acknowledge messages to {subject}",
+        "check the server's log and its disk, and in a cluster whether the stream has a leader (`nats stream info`)",
+    )
 
 
 def _lost() -> Unavailable:

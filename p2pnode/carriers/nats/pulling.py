@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from p2pnode.carriers.nats.client import INLINE_STATUS, Answers, NatsClient, status_of
 from p2pnode.carriers.nats.handing import HOLD_SECONDS, Delivery, Reading
-from p2pnode.carriers.nats.streams import API, Streams
+from p2pnode.carriers.nats.streams import ACK_WAIT_SECONDS, API, Streams
 from p2pnode.logs import Throttled
 from p2pnode.ports.roads import NatsMessage
 
@@ -30,8 +30,11 @@ _OUTSTANDING_BYTES: Final = 16 * 1024 * 1024
 _REQUEST_SECONDS: Final = 5.0
 _OVERDUE_SECONDS: Final = 2.0
 _CONFIRM_SECONDS: Final = 5.0
-_PROGRESS_SECONDS: Final = 10.0
-"""A message still worked on is reported this often; the server waits 30 s for that."""
+_PROGRESS_SECONDS: Final = ACK_WAIT_SECONDS / 3
+"""A message still worked on is reported this often, or three times in the server's wait where that is shorter."""
+
+_FIRST_SECONDS: Final = 0.25
+"""How long the server holds a request until it once had nothing to give."""
 
 _BUSY_SECONDS: Final = 0.2
 _ENDED: Final = ("Consumer Deleted", "Consumer is push based")
@@ -50,6 +53,7 @@ class Pulling:
 
     Args:
         deliver: hands a message to trio.
+        opened: called when stream and consumer are there.
     """
 
     def __init__(
@@ -59,12 +63,15 @@ class Pulling:
         streams: Streams,
         reading: Reading,
         deliver: Callable[[Reading, Delivery], None],
+        opened: Callable[[], None],
     ) -> None:
         self._client = client
         self._answers = answers
         self._streams = streams
         self._reading = reading
         self._deliver = deliver
+        self._opened = opened
+        self._progress_seconds = _PROGRESS_SECONDS
         self._loop = asyncio.get_running_loop()
         self._outstanding: set[Delivery] = set()
         self._bytes = 0
@@ -93,10 +100,13 @@ class Pulling:
         stream = await self._streams.ensure(reading.subject)
         info = await self._streams.consumer(stream, reading.name, reading.subject)
         self._look(int(info.get("num_pending") or 0))
+        wait_seconds = float((info.get("config") or {}).get("ack_wait") or 0) / 1e9
+        self._progress_seconds = min(_PROGRESS_SECONDS, wait_seconds / 3) if wait_seconds else _PROGRESS_SECONDS
         inbox = self._client.new_inbox()
         subscription = await self._client.subscribe(f"{inbox}.*", cb=self._arrived, pending_bytes_limit=0)
         settling = asyncio.create_task(self._settle_for_ever())
         reading.open = True
+        self._opened()
         try:
             await self._pull(f"{API}.CONSUMER.MSG.NEXT.{stream}.{reading.name}", inbox)
         finally:
@@ -115,7 +125,7 @@ class Pulling:
             if delivery in self._confirming:
                 if age > _CONFIRM_SECONDS:
                     self._drop(delivery)
-            elif not delivery.settled and age > _PROGRESS_SECONDS:
+            elif not delivery.settled and age > self._progress_seconds:
                 delivery.touched = now
                 await self._client.publish(delivery.reply, _PROGRESS)
 
@@ -126,7 +136,9 @@ class Pulling:
             self._wanted, self._given = min(_BATCH, _OUTSTANDING - len(self._outstanding)), 0
             self._status, self._said = 0, ""
             self._answered.clear()
-            request = {"batch": self._wanted, "expires": int(_REQUEST_SECONDS * 1e9), "max_bytes": max_bytes}
+            # What others left unacknowledged counts as given: only a request that ends unserved says that all was read.
+            expires = _REQUEST_SECONDS if self._reading.caught_up else _FIRST_SECONDS
+            request = {"batch": self._wanted, "expires": int(expires * 1e9), "max_bytes": max_bytes}
             self._requests += 1
             self._request = f"{inbox}.{self._requests:x}"
             await self._client.publish(subject, json.dumps(request).encode(), reply=self._request)
@@ -138,6 +150,7 @@ class Pulling:
             if self._status in (404, 408):
                 if not self._given:
                     self._look(0)
+                self._reading.caught_up |= self._reading.pending == 0
             elif self._status == 409 and not any(each in self._said for each in _ENDED):
                 if not any(each in self._said for each in _DONE):
                     self._not_before = max(self._not_before, self._loop.time() + _BUSY_SECONDS)
@@ -227,8 +240,6 @@ class Pulling:
     def _look(self, pending: int) -> None:
         self._reading.pending = pending
         self._reading.unacknowledged = len(self._outstanding)
-        if pending == 0:
-            self._reading.caught_up = True
 
     async def _give_back(self) -> None:
         """What is not finished is for whoever reads next, at once when the server still hears us."""

@@ -13,11 +13,13 @@ from nats.errors import Error as NatsError
 
 from p2pnode.carriers.nats.client import INLINE_STATUS, Answers, ApiFault, NatsClient
 from p2pnode.carriers.nats.credentials import Trouble
+from p2pnode.carriers.nats.faults import SILENT, full
 from p2pnode.carriers.nats.handing import Delivery, Job, Reading, Watch
 from p2pnode.carriers.nats.publishing import Publishing
 from p2pnode.carriers.nats.pulling import Pulling
 from p2pnode.carriers.nats.settings import BrokerSettings
-from p2pnode.carriers.nats.streams import Streams
+from p2pnode.carriers.nats.streams import API, Streams
+from p2pnode.carriers.nats.subjects import covers
 from p2pnode.logs import Throttled
 from p2pnode.ports.roads import NatsMessage
 
@@ -52,9 +54,13 @@ class Session:
         self._streams = Streams(self._answers, settings)
         self._jetstream: bool | None = None if settings.jetstream != "off" else False
         self._troubles: dict[str, Trouble] = {}
-        self._publishing = Publishing(client, self._answers, owner.finished, partial(self._trouble, "store"))
+        self._publishing = Publishing(
+            client, self._answers, owner.finished, partial(self._trouble, "store"), self._is_read
+        )
         self._watched: set[Watch] = set()
         self._readings: set[Reading] = set()
+        self._refused: set[Reading] = set()
+        self._is_barred = False
         self._pulling: dict[str, Pulling] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = Throttled(log, lines=2)
@@ -110,6 +116,8 @@ class Session:
 
     def denied(self, subject: str, *, publishing: bool) -> None:
         """The server does not allow it."""
+        if (subject == f"{API}.INFO".lower()) if publishing else subject.startswith(self._answers.prefix.lower()):
+            self._is_barred = True  # for us there is no JetStream
         if publishing:
             self._publishing.deny(subject)
             return
@@ -125,7 +133,7 @@ class Session:
 
     async def _watch_jetstream(self) -> None:
         while True:
-            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            await asyncio.sleep(_TICK_SECONDS if self._jetstream is None else _ASK_AGAIN_SECONDS)
             if not self._jetstream:
                 await self._look_for_jetstream()
                 self._tell()
@@ -134,37 +142,49 @@ class Session:
         try:
             self._jetstream = await self._streams.available()
         except TimeoutError:
-            self._jetstream = None
-        self._publishing.use(self._streams if self._jetstream else None)
+            self._jetstream = False if self._is_barred else None
+        self._publishing.use(self._streams if self._jetstream else None, silent=self._jetstream is None)
+
+    def _is_read(self, subject: str) -> bool:
+        """Is there to be a stream for it, as soon as the server makes it?"""
+        return any(covers(each.subject, subject) for each in self._readings - self._refused)
 
     async def _read_for_ever(self, reading: Reading) -> None:
-        key = f"read {reading.subject}"
         while True:
-            pulling = Pulling(self._client, self._answers, self._streams, reading, self._owner.deliver)
+            opened = partial(self._opened, reading)
+            pulling = Pulling(self._client, self._answers, self._streams, reading, self._owner.deliver, opened)
             self._pulling[reading.name] = pulling
             trouble: Trouble | None = None
             try:
                 if self._jetstream:
-                    self._trouble(key, None)
                     await pulling.run()
             except ApiFault as fault:
                 if fault.code == 503:
-                    self._jetstream = None
                     await self._look_for_jetstream()
+                    self._tell()
                 else:
                     problem = f"JetStream does not let us read {reading.subject}: {fault.description}"
-                    trouble = Trouble("stream", problem, "check its streams with `nats stream ls`, and our permissions")
+                    fix = "check its streams with `nats stream ls`, and our permissions"
+                    trouble = full(fault)
+                    if trouble is None:
+                        trouble = Trouble("stream", problem, fix)
+                        self._refused.add(reading)
             except Trouble as fault:
                 trouble = fault
+                self._refused.add(reading)
             except TimeoutError:
                 problem = f"JetStream does not answer for {reading.subject}"
                 trouble = Trouble("stream", problem, "check the server's log, and whether this user may use $JS.API")
             except (NatsError, OSError):
                 return
             if trouble is not None:
-                self._trouble(key, trouble)
+                self._trouble(f"read {reading.subject}", trouble)
                 self._log.warning(trouble.problem, {"code": trouble.code, "fix": trouble.fix})
             await asyncio.sleep(_ASK_AGAIN_SECONDS if trouble or not self._jetstream else _TICK_SECONDS)
+
+    def _opened(self, reading: Reading) -> None:
+        self._refused.discard(reading)
+        self._trouble(f"read {reading.subject}", None)
 
     async def _tidy(self) -> None:
         self._publishing.tidy()
@@ -184,7 +204,9 @@ class Session:
 
     def _tell(self) -> None:
         trouble = next(iter(self._troubles.values()), None)
-        if self._settings.jetstream == "on" and not self._jetstream:
+        if self._jetstream is None:
+            trouble = SILENT
+        if self._settings.jetstream == "on" and self._jetstream is False:
             trouble = Trouble(
                 "jetstream-off",
                 "the NATS server has no JetStream, or not for this user; core NATS is used, which keeps nothing",

@@ -19,7 +19,9 @@ API: Final = "$JS.API"
 
 _SECOND: Final = 1_000_000_000
 _DUPLICATE_WINDOW_SECONDS: Final = 120
-_ACK_WAIT_SECONDS: Final = 30
+ACK_WAIT_SECONDS: Final = 10
+"""How long the server waits for an acknowledgement, and so a message for the next reader after a crash."""
+
 _INACTIVE_SECONDS: Final = 7 * 86400
 _MAX_ACK_PENDING: Final = 1024
 _HELD_SECONDS: Final = 60.0
@@ -28,6 +30,8 @@ _REMEMBERED: Final = 1024
 
 _NAME_IN_USE: Final = 10058
 _OVERLAP: Final = 10065
+_CLUSTER: Final = range(10004, 10010)
+"""`err_code`s of a cluster that cannot do it now: no leader, no peers, an incomplete answer."""
 
 
 class Streams:
@@ -40,16 +44,16 @@ class Streams:
         self._not_held: dict[str, float] = {}
         self._making = asyncio.Lock()
 
-    async def available(self) -> bool:
-        """Does the server, and our account, have JetStream?
+    async def available(self) -> bool | None:
+        """Does the server, and our account, have JetStream? None: it has, and its cluster has no leader now.
 
         Raises:
             TimeoutError: no answer, as when the user may not ask.
         """
         try:
             await self._answers.ask(f"{API}.INFO")
-        except ApiFault:
-            return False
+        except ApiFault as fault:
+            return None if fault.number in _CLUSTER else False
         return True
 
     def known(self, subject: str) -> bool | None:
@@ -119,7 +123,7 @@ class Streams:
             )
 
     async def consumer(self, stream: str, durable: str, subject: str) -> dict[str, Any]:
-        """The durable pull consumer, made when missing; its state as the server tells it.
+        """The durable pull consumer, made when missing, as patient as ours are; its state as the server tells it.
 
         Raises:
             ApiFault, TimeoutError: JetStream does not answer as it should.
@@ -127,7 +131,7 @@ class Streams:
         config = {
             "durable_name": durable,
             "ack_policy": "explicit",
-            "ack_wait": _ACK_WAIT_SECONDS * _SECOND,
+            "ack_wait": ACK_WAIT_SECONDS * _SECOND,
             "deliver_policy": "all",
             "filter_subject": subject,
             "inactive_threshold": _INACTIVE_SECONDS * _SECOND,
@@ -136,12 +140,22 @@ class Streams:
             "replay_policy": "instant",
         }
         info = f"{API}.CONSUMER.INFO.{stream}.{durable}"
+        found: dict[str, Any] | None = None
         try:
-            return dict(await self._answers.ask(info))
+            found = dict(await self._answers.ask(info))
         except ApiFault as fault:
             if fault.code != 404:
                 raise
         create = f"{API}.CONSUMER.DURABLE.CREATE.{stream}.{durable}"
+        if found is not None:
+            held = found.get("config") or {}
+            if held.get("ack_wait") == config["ack_wait"]:
+                return found
+            changed = {**held, "ack_wait": config["ack_wait"]}
+            try:
+                return dict(await self._answers.ask(create, {"stream_name": stream, "config": changed}))
+            except ApiFault:  # it works with another patience too
+                return found
         try:
             return dict(await self._answers.ask(create, {"stream_name": stream, "config": config}))
         except ApiFault as fault:
@@ -177,10 +191,12 @@ class Streams:
             if fault.code != 404:
                 raise
             await self._answers.ask(f"{API}.STREAM.CREATE.{name}", self._config([subject]))
+            self._not_held.clear()
             return name
         config = dict(answer["config"])
         config["subjects"] = merged(config.get("subjects") or (), subject)
         await self._answers.ask(f"{API}.STREAM.UPDATE.{name}", config)
+        self._not_held.clear()
         return name
 
     def _config(self, subjects: list[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ decision names each role once. Only at a bound does the order of arrival decide 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,10 @@ class Council:
         self._said: dict[str, dict[Claimant, _Said]] = {}
         self._claimants: Counter[PeerId] = Counter()
         self._seats: list[Seat] | None = None
+        self._shown: dict[str, tuple[Seat, Seat]] = {}
+        self._standing: dict[str, Sequence[StandingClaim]] = {}
+        self._announcer: Authority | None = None
+        self._offered: tuple[CouncilOpportunity, int, Sequence[Seat]] | None = None
         self.reports: dict[tuple[PeerId, str, str], Report] = {}
 
     # -- told --------------------------------------------------------------------------
@@ -175,6 +179,7 @@ class Council:
         if self.opened_by is not None and self.opened_by <= key:
             return False
         self.opened_by, self._direct = key, opportunity
+        self._announcer = Authority(1, stamp.peer)
         return self._changed()
 
     def take_decision(self, update: StatusUpdate, stamp: Stamp) -> bool:
@@ -191,6 +196,7 @@ class Council:
                 changed = True
         if self.decision is None or decision.key > self.decision.key:
             self.decision = decision
+            self._shown.clear()
             changed = True
         if update.status in ENDED:  # under a higher authority it is what this one asks for
             changed |= self._report(update, stamp, trusted=True)
@@ -240,6 +246,7 @@ class Council:
     def _changed(self) -> bool:
         self.version += 1
         self._seats = None
+        self._standing.clear()
         return True
 
     # -- known -------------------------------------------------------------------------
@@ -260,7 +267,7 @@ class Council:
         """Who decides now: whoever decided last, else who announced the council; None when neither is known."""
         if self.decision is not None:
             return self.decision.authority
-        return Authority(1, self.opened_by[2]) if self.opened_by is not None else None
+        return self._announcer
 
     @property
     def status(self) -> Status:
@@ -273,23 +280,43 @@ class Council:
     @property
     def deadline_ns(self) -> int:
         """Of forming, nanoseconds since 1970; 0 without one."""
-        return self.opportunity.expires_at_ns if self.opportunity is not None else 0
+        offer = self._offer()
+        return offer[1] if offer is not None else 0
+
+    @property
+    def offered(self) -> Sequence[Seat]:
+        """The seats of the opportunity, nobody on them; none without one."""
+        offer = self._offer()
+        return offer[2] if offer is not None else ()
+
+    def _offer(self) -> tuple[CouncilOpportunity, int, Sequence[Seat]] | None:
+        """The opportunity with what is made of it, once."""
+        opportunity = self.opportunity
+        if opportunity is None:
+            return None
+        if self._offered is None or self._offered[0] is not opportunity:
+            self._offered = opportunity, opportunity.expires_at_ns, tuple(open_seats(opportunity))
+        return self._offered
 
     def seats(self) -> list[Seat]:
         """Every role, core roles first, with its holder as decided; acceptances that came since are counted in."""
         if self._seats is None:
             self._seats = [
-                seat.model_copy(update={"state": "accepted"})
-                if seat.state == "assigned" and self.is_accepted(seat)
-                else seat
+                self._as_accepted(seat) if seat.state == "assigned" and self.is_accepted(seat) else seat
                 for seat in self._decided_seats()
             ]
         return list(self._seats)
 
-    def _decided_seats(self) -> list[Seat]:
+    def _as_accepted(self, seat: Seat) -> Seat:
+        known = self._shown.get(seat.role_name)
+        if known is None or known[0] is not seat:
+            known = self._shown[seat.role_name] = seat, seat.model_copy(update={"state": "accepted"})
+        return known[1]
+
+    def _decided_seats(self) -> Sequence[Seat]:
         if self.decision is not None and self.decision.update.roles:
             return self.decision.update.roles
-        return list(open_seats(self.opportunity)) if self.opportunity is not None else []
+        return self.offered
 
     def is_accepted(self, seat: Seat) -> bool:
         """Did the holder say that it takes this very assignment?"""
@@ -302,13 +329,19 @@ class Council:
         said = self._said.get(seat.role_name, {}).get(holder_of(seat))
         return said.release_of((seat.term, seat.n)) if said is not None else None
 
-    def claims(self, role_name: str) -> list[StandingClaim]:
+    def claims(self, role_name: str) -> Sequence[StandingClaim]:
         """Of those who want a role and did not take it back, by claimant.
 
         An acceptance leaves the claim standing: it is still wanted. A release ends it, until a later claim.
         """
-        standing = (said.standing for said in self._said.get(role_name, {}).values())
-        return sorted((each for each in standing if each is not None), key=lambda each: each.claimant)
+        if (known := self._standing.get(role_name)) is not None:
+            return known
+        if (said := self._said.get(role_name)) is None:
+            return ()
+        standing = (each.standing for each in said.values())
+        found = tuple(sorted((each for each in standing if each is not None), key=lambda each: each.claimant))
+        self._standing[role_name] = found
+        return found
 
     def claimed_by(self, claimant: Claimant) -> list[str]:
         """The roles that somebody claims."""

@@ -30,12 +30,14 @@ class Councils:
     Attributes:
         refused: documents that changed nothing because of what they are, by reason: `opportunity`, `claim`, `status`
             (no such document), `untrusted`, `full`.
+        dropped: how many councils made room for new ones.
     """
 
     def __init__(self, is_trusted: Callable[[PeerId, str], bool]) -> None:
         self._is_trusted = is_trusted
         self._councils: dict[str, Council] = {}
         self.refused: Counter[str] = Counter()
+        self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._councils)
@@ -109,6 +111,7 @@ class Councils:
                     self.refused["full"] += 1
                     return None
                 del self._councils[victim.id]
+                self.dropped += 1
             council = self._councils[council_id] = Council(council_id)
         return council
 

@@ -63,6 +63,7 @@ class Outbox:
         self.broken_by: Counter[str] = Counter()
         self._marked: dict[FusedConnection, None] = {}
         self._held = False
+        self._calls: list[Callable[[], None]] = []
         self._wake = trio.Event()
         self._breaches = Throttled(log)
         self._failures = Throttled(log)
@@ -87,6 +88,12 @@ class Outbox:
                     connection.flush()
         finally:
             self._held = False
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call back at the flusher's next turn, when all that came together has been read; what `call` queues leaves at
+        its end. The caller bounds how often."""
+        self._calls.append(call)
+        self._wake.set()
 
     def broken(self, connection: FusedConnection, error: InvalidMessage) -> None:
         """A peer sent what its connection cannot survive: count it, say so, close."""
@@ -118,7 +125,20 @@ class Outbox:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                self.release()
+                self.hold()
+                calls, self._calls = self._calls, []
+                try:
+                    for call in calls:
+                        self._call(call)
+                finally:
+                    self.release()
+
+    def _call(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            # As in a reader: it must not end the flusher of all connections.
+            self.failed("what was to be done before a flush failed")
 
     async def _keep(self) -> None:
         while True:

@@ -13,7 +13,8 @@ import trio
 from p2pnode.core.peerid import PeerId
 from p2pnode.core.subjects import Subjects
 from p2pnode.node.archive import Archive
-from p2pnode.node.bridge.export import Exporter, Neighbours, Write, topic_label
+from p2pnode.node.bridge.due import topic_label
+from p2pnode.node.bridge.export import Exporter, Neighbours, Write
 from p2pnode.node.bridge.importing import Importer, ImportKey
 from p2pnode.node.bridge.meshes import BridgedMeshes, Collect
 from p2pnode.node.bridge.metrics import broker_metrics, export_metrics, import_metrics, other_metrics
@@ -111,6 +112,7 @@ class Bridge:
             self._topics,
             key,
             durable,
+            host.peer_id,
             self._refusals,
             imports_plain=self._imports_plain,
             saw=self._exporter.saw,
@@ -153,6 +155,7 @@ class Bridge:
             "exports": self._exports(),
             "imports": self._imports(),
             "lag_seconds": round(self._exporter.lag_seconds(), 3),
+            "troubled": self._importer.troubled,
             "bridges": self._meshes.document(),
             "beyond": sorted(self._meshes.beyond()),
             "last_refused": self._refusals.last(),
@@ -209,7 +212,8 @@ class Bridge:
             what = state.problem or "there is no connection to a NATS server yet"
             reasons.append(f"bridge: {what}; {state.fix or 'see nats.url'}")
         elif (lag := self._exporter.lag_seconds()) >= LAG_SECONDS:
-            reasons.append(f"bridge: a message waits for NATS since {lag:.0f} s; see `p2pnode bridge status`")
+            why = self._exporter.trouble() or "see `p2pnode bridge status`"
+            reasons.append(f"bridge: a message waits for NATS since {lag:.0f} s; {why}")
         if self._importer.troubled:
             reasons.append(
                 f"bridge: {self._importer.troubled} messages of NATS could not be stored and are tried again; the log "

@@ -8,11 +8,9 @@ leaves nothing out.
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from random import Random
 
 import trio
@@ -25,10 +23,10 @@ from p2pnode.core.subjects import Subjects
 from p2pnode.errors import EnvironmentFault, InvalidMessage, InvalidRequest, Unavailable
 from p2pnode.logs import Throttled
 from p2pnode.node.archive import Archive
+from p2pnode.node.bridge.due import RETRY_SECONDS, Due, Row, topic_label
 from p2pnode.node.bridge.gate import Gate
 from p2pnode.node.bridge.refusals import Refusals
 from p2pnode.node.bridge.seen import Seen
-from p2pnode.node.bridge.topics import THREADS
 from p2pnode.node.bridge.turns import rank
 from p2pnode.ports import Advance, Change, Entry, Subscribe, Subscription
 from p2pnode.ports.roads import Broker
@@ -44,14 +42,14 @@ CURSOR = ":bridge"
 WINDOW = 64
 """Messages being published at a time."""
 
-MAX_WAITING = 4096
-"""Read ahead, without their bytes: they wait for their turn or for the broker. At the bound reading pauses."""
+MAX_WAITING = 16_384
+"""Read ahead, without their bytes: they wait for their turn or for the broker. At the bound reading pauses. More than
+the store keeps of a topic by default, so that one topic that NATS does not take does not hold up the others."""
 
 PAGE = 256
 TURN_SECONDS = 2.0
 """Between the bridge whose share a message is and the next one, which publishes it when nobody did."""
 
-RETRY_SECONDS = 1.0
 WRITE_SECONDS = 0.02
 
 Write = Callable[[Sequence[Change]], Awaitable[None]]
@@ -71,22 +69,6 @@ class Neighbours:
     own: PeerId
     partners: Callable[[], Collection[PeerId]]
     is_beyond: Callable[[PeerId], bool]
-
-
-@dataclass(slots=True, eq=False)
-class _Row:
-    """A message that is not done.
-
-    Args:
-        since: monotonic time when it was stored here.
-        rank: how many turns others have before us.
-        is_under_way: it is being published.
-    """
-
-    entry: Entry
-    since: float
-    rank: int
-    is_under_way: bool = False
 
 
 class Exporter:
@@ -127,15 +109,16 @@ class Exporter:
         self._position = 0
         self._written = -1
         self._is_written_down = False
-        self._rows: OrderedDict[int, _Row] = OrderedDict()
+        self._rows: OrderedDict[int, Row] = OrderedDict()
         self._by_digest: dict[bytes, int] = {}
-        self._due: list[tuple[float, int]] = []
         self._waiting: Counter[str] = Counter()
         self._added = trio.Event()
         self._moved = trio.Event()
         self._room = trio.Event()
         self._gate = Gate(broker, subjects.roots())
+        self._due = Due(self._rows, self._due_at, rng)
         self._failures = Throttled(log)
+        self._not_taken = Throttled(log, lines=2)
         self.published: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.skipped: Counter[tuple[str, str]] = Counter()
@@ -160,6 +143,10 @@ class Exporter:
         """Age, since it was stored here, of the oldest message that waits for NATS."""
         oldest = next(iter(self._rows.values()), None)
         return max(trio.current_time() - oldest.since, 0.0) if oldest is not None else 0.0
+
+    def trouble(self) -> str:
+        """Why NATS took no message of a topic lately; empty when all is well."""
+        return self._due.trouble()
 
     def pending(self) -> Mapping[str, int]:
         """Messages that wait, by topic as `topic_label` names it."""
@@ -219,11 +206,15 @@ class Exporter:
         turns = rank(entry.id, self._neighbours.own, partners)
         turns += self._neighbours.is_beyond(peer_id_text(entry.id[:-SEQNO_BYTES]))
         age = max(self._wall_ns() - entry.received_at_ns, 0) / 1e9
-        row = _Row(entry, trio.current_time() - age, turns)
+        row = Row(entry, trio.current_time() - age, turns)
         self._rows[entry.arrival] = row
         self._by_digest[entry.digest] = entry.arrival
         self._waiting[label] += 1
-        self._push(row)
+        self._due.push(row)
+        self._added.set()
+
+    def _due_at(self, row: Row) -> float:
+        return max(row.since, self._gate.opened_at) + row.rank * TURN_SECONDS
 
     def _why_not(self, entry: Entry, message: SignedMessage) -> str | None:
         metadata = decode_payload(message.data).metadata
@@ -236,13 +227,6 @@ class Exporter:
     def _is_expired(self, entry: Entry) -> bool:
         return 0 < entry.expires_at_ns <= self._wall_ns()
 
-    def _push(self, row: _Row) -> None:
-        heappush(self._due, (self._due_at(row), row.entry.arrival))
-        self._added.set()
-
-    def _due_at(self, row: _Row) -> float:
-        return max(row.since, self._gate.opened_at) + row.rank * TURN_SECONDS
-
     # -- publishing --------------------------------------------------------------------
 
     async def _publish_for_ever(self) -> None:
@@ -254,48 +238,34 @@ class Exporter:
                 row.is_under_way = True
                 nursery.start_soon(self._publish_at_last, row, slots)
 
-    async def _next(self) -> _Row:
+    async def _next(self) -> Row:
         """The next one whose turn it is."""
         while True:
             await self._gate.wait()
             self._added = trio.Event()
-            due = self._pop()
-            if isinstance(due, _Row):
+            due = self._due.pop()
+            if isinstance(due, Row):
                 return due
             with trio.move_on_at(due):
                 await self._added.wait()
 
-    def _pop(self) -> _Row | float:
-        """The first that is due; else when one is."""
-        while self._due:
-            at, arrival = self._due[0]
-            now = trio.current_time()
-            if at > now and arrival in self._rows:
-                return at
-            heappop(self._due)
-            row = self._rows.get(arrival)
-            if row is None:
-                continue
-            if self._due_at(row) > now:  # the broker was away meanwhile: the turns begin anew
-                heappush(self._due, (self._due_at(row), arrival))
-                continue
-            return row
-        return math.inf
-
-    async def _publish_at_last(self, row: _Row, slots: trio.Semaphore) -> None:
+    async def _publish_at_last(self, row: Row, slots: trio.Semaphore) -> None:
         try:
-            while not await self._publish(row):
-                await trio.sleep(RETRY_SECONDS * self._rng.uniform(0.75, 1.25))
-                await self._gate.wait()
+            if (reason := await self._publish(row)) is None:
+                self._due.unpark(row)
+            else:
+                row.is_under_way = False
+                self._due.park(row, reason)
+            self._added.set()
         finally:
             slots.release()
 
-    async def _publish(self, row: _Row) -> bool:
-        """One attempt; False: it is to be repeated."""
+    async def _publish(self, row: Row) -> str | None:
+        """One attempt; why it is to be repeated, None when it is done."""
         entry, label = row.entry, topic_label(row.entry.topic)
         if entry.digest in self._seen or self._is_expired(entry):
             self._skip(row, "seen" if entry.digest in self._seen else "expired")
-            return True
+            return None
         try:
             raw = (await self._archive.bytes_of((entry.id,))).get(entry.id)
             if raw is None:
@@ -311,11 +281,12 @@ class Exporter:
             self._refuse(row, "broker", str(error).replace("\n", ";"))
         except Unavailable as error:
             self.failed[label] += 1
-            log.debug("NATS did not take a message, trying on", extra={"reason": error.detail})
-            return False
+            told = {"topic": entry.topic, "reason": error.detail, "fix": error.hint}
+            self._not_taken.warning("NATS did not take a message, trying on", told)
+            return error.detail
         except EnvironmentFault as error:
             self._failures.warning("a message for NATS cannot be read", {"reason": error.detail})
-            return False
+            return error.detail
         except Exception:  # a message must not hold up all others
             self._failures.exception("a message could not be published to NATS")
             self._refuse(row, "unexpected", "an error of our own; the log has it")
@@ -324,17 +295,17 @@ class Exporter:
             self.published[label] += 1
             _tell(message, out.subject)
             self._finish(row)
-        return True
+        return None
 
-    def _refuse(self, row: _Row, reason: str, detail: str) -> None:
+    def _refuse(self, row: Row, reason: str, detail: str) -> None:
         self._refusals.note("export", topic_label(row.entry.topic), row.entry.topic, reason, detail)
         self._finish(row)
 
-    def _skip(self, row: _Row, why: str) -> None:
+    def _skip(self, row: Row, why: str) -> None:
         self.skipped[topic_label(row.entry.topic), why] += 1
         self._finish(row)
 
-    def _finish(self, row: _Row) -> None:
+    def _finish(self, row: Row) -> None:
         del self._rows[row.entry.arrival]
         self._by_digest.pop(row.entry.digest, None)
         self._waiting[topic_label(row.entry.topic)] -= 1
@@ -383,11 +354,6 @@ class _Carried(Collection[str]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
-
-
-def topic_label(topic: str) -> str:
-    """A topic as metrics name it: threads are one."""
-    return f"{THREADS}*" if topic.startswith(THREADS) else topic
 
 
 def _tell(message: SignedMessage, subject: str) -> None:

@@ -1,7 +1,7 @@
 """From NATS to the mesh: signed messages as they are, a plain client's signed with the import key.
 
-What JetStream keeps is acknowledged once it is stored here, or refused for good. The core subscription beside it tells
-at once what is on NATS already, and brings what no stream keeps.
+What JetStream keeps is acknowledged once it is stored here, or refused for good. The core subscription beside it brings
+what no stream keeps. It is not believed of the rest: a server passes on what its stream then refuses.
 """
 
 from __future__ import annotations
@@ -45,6 +45,10 @@ LONG_SECONDS = 300.0
 """After so many tries, or so long, it is said loudly that a message cannot be taken. What is dated so far ahead that it
 could not be taken by then is refused at once."""
 
+TROUBLE_SECONDS = 120.0
+"""A message that was not given again for so long is no trouble any more: it went to another bridge of the same durable,
+or the stream dropped it."""
+
 MAX_TROUBLED = 1024
 """Messages whose tries are counted; the oldest is forgotten, and counted anew."""
 
@@ -85,6 +89,7 @@ class Tally:
 @dataclass(slots=True)
 class _Trouble:
     since: float
+    tried_at: float
     tries: int = 0
     told_at: float = -math.inf
 
@@ -94,6 +99,8 @@ class Importer:
 
     Args:
         durable: the consumers' name.
+        own: a name that no other bridge has: where the durable is shared, who came back reads under it what the others
+            took, so as not to publish that again.
         imports_plain: do we sign for plain clients? Asked with: does JetStream keep the message.
         saw: told the fingerprint of each signed message that is on NATS.
 
@@ -110,6 +117,7 @@ class Importer:
         topics: Topics,
         key: ImportKey,
         durable: str,
+        own: str,
         refusals: Refusals,
         *,
         imports_plain: Callable[[bool], bool],
@@ -135,12 +143,15 @@ class Importer:
         self.latency_seconds = 0.0
         self.latency_count = 0
         broker.watch(subjects.watched(), self._heard)
+        if durable != own:
+            broker.consume(own, subjects.roots(), self._note)
         broker.consume(durable, subjects.roots(), self._take)
 
     @property
     def troubled(self) -> int:
         """Messages that JetStream gives again and again because they cannot be stored."""
-        return len(self._troubled)
+        now = trio.current_time()
+        return sum(now - each.tried_at < TROUBLE_SECONDS for each in self._troubled.values())
 
     async def run(self) -> None:
         """Import what no stream keeps, until cancelled; what one keeps comes by the broker's own task."""
@@ -164,10 +175,15 @@ class Importer:
             raise
         self._troubled.pop(place, None)
 
+    async def _note(self, raw: NatsMessage) -> None:
+        """NATS holds it; that is all."""
+        self._notice(raw)
+
     def _note_trouble(self, place: tuple[str, int], error: EnvironmentFault) -> None:
         now = trio.current_time()
-        trouble = self._troubled.setdefault(place, _Trouble(now))
+        trouble = self._troubled.setdefault(place, _Trouble(now, now))
         trouble.tries += 1
+        trouble.tried_at = now
         if len(self._troubled) > MAX_TROUBLED:
             self._troubled.popitem(last=False)
         is_old = trouble.tries >= MANY_TRIES or now - trouble.since >= LONG_SECONDS
@@ -272,20 +288,24 @@ class Importer:
         root = self._root_of(raw.subject)
         if root is None:
             return
-        try:
-            message = decode_nats(raw.headers, raw.body)
-            if message is not None:
-                self._check(raw, message)
-                self._saw(message_digest(message.raw))
-        except InvalidMessage:
-            message = None  # refused, counted and told of where it is imported
         is_kept = self._is_kept(root)
+        if is_kept is False:
+            self._notice(raw)  # a stream may refuse what its server passed on: of what one keeps, its consumer tells
         if is_kept:
             return
         try:
             self._send.send_nowait((raw, is_kept))
         except trio.WouldBlock:
             self.tallies[root].dropped += 1
+
+    def _notice(self, raw: NatsMessage) -> None:
+        try:
+            message = decode_nats(raw.headers, raw.body)
+            if message is not None:
+                self._check(raw, message)
+                self._saw(message_digest(message.raw))
+        except InvalidMessage:
+            return  # refused, counted and told of where it is imported
 
     async def _work(self) -> None:
         async for raw, is_kept in self._queue:
@@ -315,7 +335,8 @@ class Importer:
         since = trio.current_time()
         while (known := self._is_kept(root)) is None:
             if trio.current_time() - since >= UNDECIDED_SECONDS:
-                return self._broker.state().jetstream is not False and self._broker.state().code != "stream"
+                state = self._broker.state()
+                return state.jetstream is None or (state.jetstream and state.code != "stream")
             await trio.sleep(LOOK_SECONDS)
         return known
 

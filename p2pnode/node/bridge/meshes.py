@@ -146,6 +146,7 @@ class BridgedMeshes:
                 "peer_id": other.peer,
                 "name": member.record.name if (member := self._members.get(other.peer)) is not None else None,
                 "beyond": other.is_linked is False,
+                "import_key": other.import_key,
                 "heard_seconds_ago": round(now - other.heard, 3),
             }
             for other in sorted(self._others.values(), key=lambda other: other.peer)
@@ -234,6 +235,8 @@ class BridgedMeshes:
                     await self._take(part, nursery)
             except InvalidMessage as error:
                 self._refuse(error)
+            except Exception:  # one roll must not stop the bridge
+                self._failures.exception("a roll of another bridge could not be taken")
 
     def _refuse(self, error: InvalidMessage) -> None:
         self._refusals.note("members", MEMBERS_SUBJECT, MEMBERS_SUBJECT, error.reason, error.detail)
@@ -336,6 +339,8 @@ class BridgedMeshes:
                 await self._learn(other, part)
             except InvalidMessage as error:
                 self._refuse(error)
+            except Exception:  # one roll must not stop the bridge
+                self._failures.exception("a roll of another bridge could not be taken")
 
     # -- our own record ----------------------------------------------------------------
 

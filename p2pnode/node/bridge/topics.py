@@ -1,4 +1,4 @@
-"""The topics that a bridge's node takes part in: those that have a subject, and every `hmmm.*` that somebody reads."""
+"""The topics a bridge's node takes part in: those that have a subject, and each `hmmm.*` that a linked node reads."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from p2pnode.logs import Throttled
 log = logging.getLogger(__name__)
 
 THREADS = "hmmm."
-MAX_THREADS = 500
-"""Topics `hmmm.*`; others' messages are refused by then, with a word about it."""
+MAX_THREADS = 200
+"""Topics `hmmm.*` in the life of a process: the router takes part in 256 topics. Others' messages are refused by then,
+with a word about it."""
 
 LOOK_SECONDS = 1.0
 

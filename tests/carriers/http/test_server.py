@@ -102,8 +102,31 @@ async def test_why_a_message_is_not_taken_is_said(
     assert (got.status, got.document["status"], got.document["reason"]) == (status, status, reason)
     assert got.headers["content-type"] == "application/problem+json"
     assert got.headers.get("retry-after") == retry_after
-    assert carrier.counters.answers == {status: 1}
+    assert carrier.counters.answers == {reason: 1}
     assert carrier.counters.unexpected == 0
+
+
+async def test_what_was_answered_is_counted_under_its_word_and_shown_as_metrics() -> None:
+    async with opened(key=KEY, limits=CarrierLimits(connections=0)) as (address, carrier):
+        async with await connect(address) as stream:
+            await rest(stream)
+        assert carrier.counters.metrics()["p2pnode_http_turned_away_total"] == 1
+    async with opened(key=KEY) as (address, carrier):
+        await ask(address, request(MESSAGE.raw))
+        for body, key in ((MESSAGE.raw, KEY), (MESSAGE.raw, b"x"), (bytes(MAX_MESSAGE_BYTES + 1), KEY), (b"x", KEY)):
+            await ask(address, request(body, Authorization=authorization(carrier_key(key), body)))
+        await ask(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: carrier.counters.connections == 0)
+    assert carrier.counters.metrics() == {
+        'p2pnode_http_received_total{result="stored"}': 1,
+        'p2pnode_http_received_total{result="unauthorized"}': 2,
+        'p2pnode_http_received_total{result="oversize"}': 1,
+        'p2pnode_http_received_total{result="protobuf"}': 1,
+        'p2pnode_http_received_total{result="healthy"}': 1,
+        "p2pnode_http_connections": 0,
+        "p2pnode_http_turned_away_total": 0,
+        "p2pnode_http_failures_total": 0,
+    }
 
 
 async def test_a_fault_of_ours_is_answered_and_logged_and_the_next_message_is_taken(
@@ -215,7 +238,7 @@ async def test_a_client_that_leaves_half_way_leaves_nothing_behind(sent: bytes) 
         await until(lambda: carrier.counters.connections == 0)
         assert (await ask(address, request(MESSAGE.raw))).status == 200
     assert carrier.counters.unexpected == 0
-    assert carrier.counters.answers == {200: 1}
+    assert carrier.counters.answers == {"stored": 1}
 
 
 @pytest.mark.parametrize(

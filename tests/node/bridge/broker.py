@@ -15,6 +15,9 @@ LATENCY_SECONDS = 0.001
 DUPLICATE_SECONDS = 120.0
 AGAIN_SECONDS = 1.0
 CONNECT_SECONDS = 0.2
+DENIED_SECONDS = 5.0
+"""A publication that nobody answers."""
+
 PLAIN = "plain client"
 
 
@@ -57,6 +60,8 @@ class FakeServer:
         publications: every publish that reached the server.
         lost_answers: how many of the next acknowledgements get lost on the way.
         max_payload: bytes of body and headers.
+        denied: subjects on which nobody may publish.
+        calls: how often each of those was tried.
     """
 
     def __init__(self, wall_ns: Callable[[], int], *, jetstream: bool = True) -> None:
@@ -69,6 +74,8 @@ class FakeServer:
         self.clients: list[FakeBroker] = []
         self.lost_answers = 0
         self.max_payload = 1024 * 1024
+        self.denied: set[str] = set()
+        self.calls: Counter[str] = Counter()
         self.changed = trio.Event()
         self._ids: dict[str, float] = {}
 
@@ -144,7 +151,8 @@ class FakeBroker:
         self.name = name
         self._watched: list[tuple[Sequence[str], Callable[[NatsMessage], None]]] = []
         self._consumed: list[tuple[str, str, Callable[[NatsMessage], Awaitable[None]]]] = []
-        self._caught_up: set[str] = set()
+        self._caught_up: set[tuple[str, str]] = set()
+        self._taken: Counter[tuple[str, str]] = Counter()
         self._connected = False
         self._epoch = 0
         self.is_cut_off = False
@@ -170,6 +178,10 @@ class FakeBroker:
         if not self._connected:
             self._counters["publish-failed", ""] += 1
             raise Unavailable("not connected", reason="nats")
+        if subject in self.server.denied:
+            self.server.calls[subject] += 1
+            await trio.sleep(DENIED_SECONDS)
+            raise Unavailable(f"the NATS server does not let us publish to {subject}", reason="nats")
         kept = self.server.publish(subject, body, headers, by=self.name)
         await trio.sleep(LATENCY_SECONDS)
         if self.server.lost_answers or not self._connected:
@@ -193,8 +205,9 @@ class FakeBroker:
         for name, subject, _ in self._consumed:
             durable = self.server.durable(name, subject)
             pending = self.server.pending(durable)
-            is_caught_up = subject in self._caught_up
-            found.append(Consumed(name, subject, pending, len(durable.given), durable.redelivered, is_caught_up))
+            key = (name, subject)
+            state = (pending, len(durable.given), durable.redelivered, key in self._caught_up, self._taken[key])
+            found.append(Consumed(name, subject, *state))
         return found
 
     def counters(self) -> Mapping[tuple[str, str], int]:
@@ -246,11 +259,12 @@ class FakeBroker:
             message = self.server.take(durable)
             if message is None:
                 if not durable.again:
-                    self._caught_up.add(subject)
+                    self._caught_up.add((name, subject))
                 with trio.move_on_at(self.server.next_try(durable)):
                     await self.server.changed.wait()
                 continue
             await self._give(durable, message, take)
+            self._taken[name, subject] += 1
 
     async def _give(
         self, durable: Durable, message: NatsMessage, take: Callable[[NatsMessage], Awaitable[None]]

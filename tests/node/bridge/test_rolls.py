@@ -226,6 +226,27 @@ async def test_a_roll_that_is_not_signed_by_its_bridge_is_refused(autojump_clock
         assert meshes.all_know_all()
 
 
+async def test_an_error_of_ours_costs_one_roll_only(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_meshes() as meshes:
+        left, right = meshes.mesh(1), meshes.mesh(1)
+        meshes.fleet.start(*left, *right)
+
+        async def fail(*_: object) -> None:
+            raise ZeroDivisionError
+
+        good = left[0].members.take_news
+        monkeypatch.setattr(left[0].members, "take_news", fail)
+        for side in (left, right):
+            meshes.bridge(side[0], KEY)
+        await trio.sleep(3 * ROLL_SECONDS)
+        assert alive(left[0]) == {each.peer_id for each in left}
+        assert sum("could not be taken" in each.message for each in caplog.records) >= 2
+        monkeypatch.setattr(left[0].members, "take_news", good)
+        await until(meshes.all_know_all, 60)
+
+
 async def test_more_bridges_than_can_be_are_refused(autojump_clock: trio.abc.Clock) -> None:
     async with open_meshes() as meshes:
         side = meshes.mesh(0)

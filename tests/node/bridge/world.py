@@ -67,7 +67,7 @@ class Mesh:
             if station is not source and station.is_loaded:
                 station.archive.take(message, carrier="gossip")
 
-    def add(self, **options: bool | str) -> Station:
+    def add(self, **options: bool | str | FakeServer) -> Station:
         station = Station(self, len(self.stations), **options)  # type: ignore[arg-type]
         self.stations.append(station)
         return station
@@ -76,9 +76,18 @@ class Mesh:
 class Station:
     """One bridge. `start` runs it, `crash` ends it as kill -9 does, and `start` again takes up what its disk holds."""
 
-    def __init__(self, mesh: Mesh, number: int, *, key: Identity = IMPORT_KEY, durable: str = "") -> None:
+    def __init__(
+        self,
+        mesh: Mesh,
+        number: int,
+        *,
+        key: Identity = IMPORT_KEY,
+        durable: str = "",
+        server: FakeServer | None = None,
+    ) -> None:
         self.mesh = mesh
         self.world = mesh.world
+        self.server = server or self.world.server
         self.name = f"{mesh.name}{number}"
         self.identity = Identity(self.name.encode().ljust(32, b"."))
         self.durable = durable or self.name
@@ -98,7 +107,7 @@ class Station:
 
     def _make(self) -> None:
         wall, rng = self.world.wall, Random(self.world.rng.getrandbits(64))
-        self.broker = FakeBroker(self.world.server, self.name)
+        self.broker = FakeBroker(self.server, self.name)
         self.refusals = Refusals(wall)
         self.archive = Archive(
             self.store,
@@ -120,6 +129,7 @@ class Station:
             self.topics,
             key,
             self.durable,
+            self.name,
             self.refusals,
             imports_plain=self._imports_plain,
             saw=self.exporter.saw,
@@ -128,7 +138,8 @@ class Station:
         )
 
     def _partners(self) -> list[PeerId]:
-        return [each.identity.peer_id for each in self.mesh.stations if each.is_up and each is not self]
+        others = [each for each in self.mesh.stations if each.server is self.server and each is not self]
+        return [each.identity.peer_id for each in others if each.is_up]
 
     def _imports_plain(self, is_kept: bool) -> bool:
         return is_kept or self.identity.peer_id == min([self.identity.peer_id, *self._partners()])
