@@ -16,12 +16,13 @@ nobody may be watching; and every claim is signed, so that whoever joins later c
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from random import Random
 
+from p2pnode.core.membership.admission import Admission
 from p2pnode.core.membership.beyond import Vouchers
 from p2pnode.core.membership.events import (
     NATS,
@@ -47,22 +48,20 @@ from p2pnode.core.membership.params import Params
 from p2pnode.core.membership.record import (
     GONE,
     MAX_ACCUSATIONS,
-    MAX_INCARNATION,
     Accusation,
     Member,
     MemberRecord,
     MemberState,
 )
 from p2pnode.core.membership.relay import Relay
+from p2pnode.core.membership.rests import Rests
+from p2pnode.core.membership.ring import Ring
 from p2pnode.core.membership.roll import roll_of
 from p2pnode.core.membership.table import Table
 from p2pnode.core.peerid import PeerId
 
 LOOK_SECONDS = 1.0
 """The longest pause between two ticks: a longer one means that this process was stopped or starved."""
-
-FUTURE_NS = 120 * 10**9
-"""How far ahead an accuser's clock may be (architecture, "Time and randomness")."""
 
 STALE_ACCUSATION_NS = 10 * 10**9
 """A stranger to us that stands accused for longer is dead: whoever knew it has waited already."""
@@ -99,14 +98,6 @@ class _Doubt:
     again_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """For how long who refuted is not doubted, and until when. Remembered for twice as long after it."""
-
-    seconds: float
-    until: float
-
-
 class Membership:
     """All members that one node knows, itself included.
 
@@ -138,13 +129,14 @@ class Membership:
         self._floor = floor
         self._table = table if table is not None else Table()
         self._members = self._table.members
+        self._admission = Admission(self._table, self._params)
         self._linked: set[PeerId] = set()
         self._vouchers = Vouchers(own.peer_id, self._members, may_vouch)
         self._doubts: dict[PeerId, _Doubt] = {}
         self._suspects: dict[PeerId, None] = {}
         self._bury_at = float("inf")
-        self._refuted: dict[PeerId, _Rest] = {}
-        self._ring: list[PeerId] = []
+        self._rests = Rests(self._params.refuted_seconds)
+        self._ring = Ring(self._members, rng)
         self._relay = Relay(self._params, rng)
         self._limits = Limits(self._params, now)
         self._last_look = now
@@ -155,7 +147,7 @@ class Membership:
         self._top_at = now
         self._now, self._wall = now, wall_ns
         self._effects: list[Effect] = []
-        self.refused: Counter[str] = Counter()
+        self.refused = self._admission.refused
         self.own = own
         self._write_own(own)
         self._effects.clear()
@@ -187,51 +179,11 @@ class Membership:
 
     def wants(self, record: MemberRecord) -> bool:
         """Is it worth checking its signature? Counts it when it is not."""
-        known = self._members.get(record.peer_id)
-        if record.incarnation > MAX_INCARNATION:
-            self.refused["incarnation"] += 1
-            return False
-        if known is not None and record.incarnation <= known.record.incarnation:
-            # With our identity, the same incarnation and another start it is no copy of ours: see `_on_own`.
-            twin = record.peer_id == self.own.peer_id and record.started_at_ns != self.own.started_at_ns
-            if twin and record.incarnation == self.own.incarnation:
-                return True
-            self.refused["old-record"] += record.incarnation < known.record.incarnation
-            return False
-        if known is None and (self._table.is_full() if record.left else not self._table.has_room()):
-            self.refused["table-full"] += 1
-            return False
-        if record.left and self._is_expired(record.incarnation * 10**6):
-            self.refused["expired"] += 1
-            return False
-        return True
-
-    def _is_expired(self, at_ns: int) -> bool:
-        return self._wall - at_ns > self._params.keep_gone_seconds * 1e9
+        return self._admission.wants(record, self.own, self._wall)
 
     def wants_accusation(self, accusation: Accusation) -> bool:
         """Is it worth checking its signature? Counts it when it is not, except when it is merely known."""
-        why = self._not_wanted(accusation)
-        if why:
-            self.refused[why] += 1
-        return why is None
-
-    def _not_wanted(self, accusation: Accusation) -> str | None:
-        """The reason, empty for what is known already, None when it is wanted."""
-        accused = self._members.get(accusation.accused)
-        if accused is None or accusation.incarnation > accused.record.incarnation:
-            return "unknown-accused"
-        if accusation.accuser not in self._members or accusation.accuser == accusation.accused:
-            return "unknown-accuser"
-        if accusation.incarnation < accused.record.incarnation or accused.state is MemberState.LEFT:
-            return "old-accusation"
-        if accusation.at_ns > self._wall + FUTURE_NS:
-            return "future-accusation"
-        if self._is_expired(accusation.at_ns):
-            return "expired"
-        if accusation.accuser in accused.accusations or len(accused.accusations) >= MAX_ACCUSATIONS:
-            return ""
-        return None
+        return self._admission.wants_accusation(accusation, self._wall)
 
     def items(self) -> Iterable[tuple[bytes, bytes]]:
         """What two nodes compare: `(peer id, incarnation and whether it stands accused)`."""
@@ -297,7 +249,9 @@ class Membership:
                 self._on_own(record)
                 continue
             if record.peer_id not in self._members:
-                if not self._is_welcome(against.get((record.peer_id, record.incarnation)), accusers):
+                if not self._admission.is_welcome(
+                    against.get((record.peer_id, record.incarnation)), accusers, self._wall
+                ):
                     continue
                 strangers.add(record.peer_id)
             self._take(record, source)
@@ -311,22 +265,6 @@ class Membership:
                     self._relay.add(record, self._now)
         for accusation in accusations:
             self._on_accusation(accusation, source, quiet, accusation.accused in strangers)
-
-    def _is_welcome(self, accused_by: Sequence[Accusation] | None, accusers: set[PeerId]) -> bool:
-        """May a stranger come in? One that stands accused only with an accusation that counts.
-
-        Else who was forgotten here after a day would come back to life by a node that forgets it a moment later.
-        """
-        if not accused_by:
-            return True
-        if self._table.is_full():
-            self.refused["table-full"] += 1
-            return False
-        for each in accused_by:
-            if not self._is_expired(each.at_ns) and (each.accuser in self._members or each.accuser in accusers):
-                return True
-        self.refused["expired"] += 1
-        return False
 
     def _on_accusation(self, accusation: Accusation, source: str, quiet: set[PeerId], new_to_us: bool) -> None:
         if source == "gossip":
@@ -347,15 +285,14 @@ class Membership:
                 self._vouchers.forget(evicted.record.peer_id)
                 self._effects.append(StateChanged(evicted.record.peer_id, evicted.state, None, "its place was needed"))
             member = self._members[peer]
-            if len(self._ring) < 2 * len(self._members):
-                self._ring.insert(self._rng.randrange(len(self._ring) + 1), peer)
+            self._ring.add(peer)
             self._effects.append(StateChanged(peer, None, state, source))
         else:
             if member.accusations or record.left:
                 # Only who answers an accusation proves that it lives now; any other record may be older than the doubt.
                 self._doubts.pop(peer, None)
             if member.accusations and record.started_at_ns == member.record.started_at_ns:
-                self._rest(peer)
+                self._rests.refuted(peer, self._now)
             self._suspects.pop(peer, None)
             self._table.replace(member, record, self._wall)
             self._set_state(member, state, "it said goodbye" if record.left else "it says that it lives")
@@ -467,7 +404,7 @@ class Membership:
             or peer in self._doubts
             or self.own.peer_id in member.accusations
             or member.state in GONE
-            or (why != _LINK_BROKE and (self._refuted_lately(peer) or self.is_beyond(peer)))
+            or (why != _LINK_BROKE and (self._rests.is_resting(peer, self._now) or self.is_beyond(peer)))
         ):
             return
         self._doubts[peer] = _Doubt(why, tries_left=1 if self._is_starved() else 0)
@@ -515,7 +452,7 @@ class Membership:
         if member is None or member.state in GONE or self.own.left or self.is_beyond(peer) or not self._may_accuse():
             return
         accusation = self._seals.accusation(Accusation(self.own.peer_id, peer, member.record.incarnation, self._wall))
-        if self._not_wanted(accusation) is None:
+        if self._admission.why_not(accusation, self._wall) is None:
             self._accept(accusation)
             self._effects.append(Publish((), (accusation,)))
 
@@ -523,17 +460,6 @@ class Membership:
         may = self._limits.may_accuse(self._now)
         self.refused["own-accusation-limit"] += not may
         return may
-
-    def _refuted_lately(self, peer: PeerId) -> bool:
-        rest = self._refuted.get(peer)
-        return rest is not None and self._now < rest.until
-
-    def _rest(self, peer: PeerId) -> None:
-        """Leave it in peace; twice as long when it refutes again soon after."""
-        shortest, longest = self._params.refuted_seconds
-        before = self._refuted.get(peer)
-        seconds = shortest if before is None else min(2 * before.seconds, longest)
-        self._refuted[peer] = _Rest(seconds, self._now + seconds)
 
     def _is_starved(self) -> bool:
         return self._now < self._starved_until
@@ -576,14 +502,9 @@ class Membership:
         params = self._params
         pause = params.alarm_probe_seconds if self._limits.is_alarm(self._now) else params.probe_every_seconds
         self._next_probe = self._now + pause * self._rng.uniform(0.8, 1.2)
-        for _ in range(len(self._ring) + len(self._members)):
-            if not self._ring:
-                self._ring = sorted(self._members)
-                self._rng.shuffle(self._ring)
-            peer = self._ring.pop()
-            if self._is_worth_probing(peer):
-                self._doubt(peer, _RING)
-                return
+        peer = self._ring.next(self._is_worth_probing)
+        if peer is not None:
+            self._doubt(peer, _RING)
 
     def _is_worth_probing(self, peer: PeerId) -> bool:
         """A link is watched already; a suspect's fate is decided without us, and what is beyond a bridge by others."""
@@ -595,19 +516,21 @@ class Membership:
             and peer != self.own.peer_id
             and peer not in self._linked
             and peer not in self._doubts
-            and not self._refuted_lately(peer)
+            and not self._rests.is_resting(peer, self._now)
             and not self.is_beyond(peer)
         )
 
     def _forget(self) -> None:
         for peer, member in list(self._members.items()):
-            if member.state in GONE and peer != self.own.peer_id and self._is_expired(member.gone_at_ns):
+            if (
+                member.state in GONE
+                and peer != self.own.peer_id
+                and self._admission.is_expired(member.gone_at_ns, self._wall)
+            ):
                 self._table.remove(peer)
                 self._vouchers.forget(peer)
                 self._effects.append(StateChanged(peer, member.state, None, "gone for a day"))
-        self._refuted = {
-            peer: rest for peer, rest in self._refuted.items() if rest.until + 2 * rest.seconds > self._now
-        }
+        self._rests.forget(self._now)
         self._limits.forget(self._now)
 
 

@@ -103,7 +103,7 @@ def check(bench: Bench, effects: list[Effect]) -> None:
     assert len(machine._ring) <= 2 * len(PEERS)
     assert machine._doubts.keys() <= {each for each, member in members.items() if member.state in (ALIVE, SUSPECT)}
     assert machine._suspects.keys() == {each for each, member in members.items() if member.state is SUSPECT}
-    assert machine._refuted.keys() <= set(PEERS)
+    assert machine._rests.peers() <= set(PEERS)
     assert len(dict(machine.items())) == len(members)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from p2pnode.core.membership.admission import FUTURE_NS
 from p2pnode.core.membership.events import (
     AskHelpers,
     HelpersEnded,
@@ -15,7 +16,6 @@ from p2pnode.core.membership.events import (
     ProbeEnded,
     Renew,
 )
-from p2pnode.core.membership.membership import FUTURE_NS
 from p2pnode.core.membership.params import Params
 from tests.core.membership.kit import (
     ALIVE,
