@@ -7,8 +7,8 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_OUT := p2pnode/wire/pb
 
-.PHONY: help setup demo test test-here test-peers test-processes unit unit-core unit-node unit-host check soak
-.PHONY: proto proto-check lock interop programs swarm-tools clean
+.PHONY: help setup demo test test-here test-peers test-carriers test-processes unit unit-core unit-node unit-host check
+.PHONY: soak soak-here soak-fleets proto proto-check lock interop programs swarm-tools clean
 
 help:
 	@echo "make demo    34 sidecars on this machine, one council opportunity, told step by step"
@@ -46,26 +46,36 @@ unit-node: $(READY)
 unit-host: $(READY)
 	$(UNIT) tests/host tests/api
 
-# In three parts side by side: the first mostly computes, the others mostly wait for peers and processes.
-PEERS := tests/carriers tests/client tests/discovery tests/faults tests/interop tests/swarm
+# In parts side by side: the first mostly computes, the others mostly wait for peers and processes.
+PEERS := tests/discovery tests/interop tests/swarm
+CARRIERS := tests/carriers tests/client tests/faults
 APART := $(addprefix tests/e2e/test_,councils.py council_owners.py bridge.py two_fleets.py roads.py versions.py sources.py load.py)
 # Of each property's examples; `make test SHARE=1` tries all of them.
-SHARE := 0.4
+SHARE := 0.25
 test: $(READY) programs interop
-	$(MAKE) --no-print-directory -j3 --output-sync=target test-here test-peers test-processes
+	$(MAKE) --no-print-directory -j4 --output-sync=target test-here test-peers test-carriers test-processes
 
 test-here: $(READY)
-	PROPERTY_SHARE=$(SHARE) $(BIN)/python -m pytest tests $(PEERS:%=--ignore %) --ignore tests/e2e -m "not soak"
-	$(BIN)/python -m pytest $(APART) -m "not soak"
+	PROPERTY_SHARE=$(SHARE) $(BIN)/python -m pytest tests $(PEERS:%=--ignore %) $(CARRIERS:%=--ignore %) --ignore tests/e2e -m "not soak"
 
 test-peers: $(READY)
 	$(BIN)/python -m pytest $(PEERS) -m "not soak"
 
+test-carriers: $(READY)
+	$(BIN)/python -m pytest $(CARRIERS) $(APART) -m "not soak"
+
 test-processes: $(READY)
 	$(BIN)/python -m pytest tests/e2e $(APART:%=--ignore %) -m "not soak"
 
-soak: $(READY) swarm-tools
-	$(BIN)/python -m pytest tests -m soak
+# Fleets mostly wait too; simulations compute.
+soak: $(READY) programs swarm-tools interop
+	$(MAKE) --no-print-directory -j2 --output-sync=target soak-here soak-fleets
+
+soak-here: $(READY)
+	$(BIN)/python -m pytest tests --ignore tests/e2e --ignore tests/swarm -m soak
+
+soak-fleets: $(READY)
+	$(BIN)/python -m pytest tests/e2e tests/swarm -m soak
 
 programs: $(READY)
 	$(BIN)/python -m tests.programs

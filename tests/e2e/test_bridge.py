@@ -180,7 +180,7 @@ def test_a_broker_that_refuses_the_bridge_is_named_and_the_bridge_lives(tmp_path
     ("url", "words"),
     [
         ("http://broker:4222", "nats://HOST:PORT"),
-        ("nats://broker:99999", "HOST:PORT"),
+        ("nats://broker:99999", "1 to 65535"),
         ("nats://", "nats://HOST:PORT"),
     ],
 )

@@ -132,11 +132,12 @@ def test_a_publisher_killed_right_after_202_loses_none_of_a_hundred(
         report(f"{ROUNDS} kills right after 202 in {killed - began:.0f} s; complete {took:.1f} s after the last")
 
 
+@pytest.mark.parametrize("rounds", [6, pytest.param(20, marks=pytest.mark.soak)])
 def test_a_publisher_killed_before_202_and_asked_again_makes_one_message(
-    tmp_path: Path, env: dict[str, str], report: Report
+    tmp_path: Path, env: dict[str, str], report: Report, rounds: int
 ) -> None:
     """Killed while requests are in flight, at another moment each round: some were stored, and nobody heard of it."""
-    rounds, callers = 20, 8
+    callers = 8
     with fleet(tmp_path, env, "one", "two") as others:
         answers: dict[str, set[str]] = {}
         lost_answers = found_again = 0
@@ -144,7 +145,7 @@ def test_a_publisher_killed_before_202_and_asked_again_makes_one_message(
             publisher = start_node(tmp_path, "publisher", "--bootstrap", others[0].bootstrap, env=env)
             try:
                 wait_until("it answers", publisher.answers)
-                early, unanswered = publish_until_killed(publisher, number, callers, after=0.02 + 0.01 * number)
+                early, unanswered = publish_until_killed(publisher, number, callers, after=0.02 + 0.2 * number / rounds)
             finally:
                 stop(publisher, signal.SIGKILL)
             publisher = start_node(tmp_path, "publisher", "--bootstrap", others[0].bootstrap, env=env)

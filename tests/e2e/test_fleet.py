@@ -25,7 +25,7 @@ from tests.e2e.harness import (
     running_node,
     wait_until,
 )
-from tests.stacks import STACKS, Stack, on_both_stacks
+from tests.stacks import STACKS, Stack, on_both_stacks_in_time
 
 TOPIC = "councils.claims"
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -187,7 +187,7 @@ def test_the_fleet_goes_on_without_its_bootstrap_node(fleet: Fleet) -> None:
     have_all(living, TOPIC, ids)
 
 
-@on_both_stacks
+@on_both_stacks_in_time
 def test_a_small_fleet_delivers_all_to_all_on_either_stack(stack: Stack, tmp_path: Path) -> None:
     with running_fleet(tmp_path, agents=8, P2PNODE_TRANSPORT_STACK=stack) as fleet:
         ids = {node.publish_accepted(TOPIC, kilobyte(n)) for n in range(10) for node in fleet.nodes}

@@ -134,6 +134,7 @@ async def test_a_caller_who_goes_away_leaves_nothing_behind(server: NatsServer) 
         assert await broker.publish(FORMING, b"x", {}) is False
 
 
+@pytest.mark.parametrize("build", ["current", pytest.param("debian", marks=pytest.mark.soak)], indirect=True)
 async def test_nobody_waits_for_ever_for_a_server_that_stands_still(server: NatsServer) -> None:
     broker = NatsBroker(settings(server))
     broker.consume("bridge", [FORMING], Taken().take)
