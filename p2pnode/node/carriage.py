@@ -23,7 +23,7 @@ from p2pnode.node.roads import Roads
 from p2pnode.node.roads import Tools as RoadTools
 from p2pnode.node.settings import Keys, NodeSettings, OtherRoads
 from p2pnode.node.switch import Switch
-from p2pnode.ports import Change, Gossip, Host, JsonObject, MessageStore, Subscription
+from p2pnode.ports import Change, Contents, Gossip, Host, JsonObject, MessageStore
 from p2pnode.ports.roads import Broker
 
 
@@ -134,7 +134,7 @@ class Carriage:
             self.intake,
             self._subjects,
             key,
-            self._other.durable or self._host.peer_id,
+            self._other.durable,
             BridgeTools(
                 self._keys.sign,
                 self._keys.verify_record,
@@ -155,11 +155,11 @@ class Carriage:
     def _unreachable(self) -> int:
         return sum(1 for _ in lost(self._members.all().values(), self._host.peer_id, self._tools.wall_ns()))
 
-    def loaded(self, subscriptions: Sequence[Subscription]) -> None:
+    def loaded(self, contents: Contents) -> None:
         """The outbox has asked `roads`, which was loaded before it: the rest takes over what is stored."""
         self.roads.loaded()
         if self._bridge is not None:
-            self._bridge.load(subscriptions)
+            self._bridge.load(contents)
 
     def tasks(self) -> list[Callable[[], Awaitable[None]]]:
         """What is to be run for as long as the node runs."""

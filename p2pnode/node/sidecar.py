@@ -254,7 +254,7 @@ class Node:
         waiting = [entry for each in contents.outbox if (entry := self._archive.entry(each)) is not None]
         await self.roads.load(waiting)
         self.keeping.load(contents)
-        self.carriage.loaded(contents.subscriptions)
+        self.carriage.loaded(contents)
 
     @property
     def gossip(self) -> Gossip:

@@ -226,6 +226,7 @@ class Contents:
         last_arrival: the highest ever used.
         horizons: ns by topic.
         remembered: idempotency keys, the oldest first.
+        number: drawn when the store was made: one that was lost and made anew has another.
     """
 
     entries: Sequence[Entry] = ()
@@ -235,6 +236,7 @@ class Contents:
     remembered: Sequence[Remember] = ()
     subscriptions: Sequence[Subscription] = ()
     dead_letters: Sequence[DeadLetter] = ()
+    number: int = 0
 
 
 class MessageStore(Protocol):

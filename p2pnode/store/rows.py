@@ -10,7 +10,7 @@ from typing import Final
 from p2pnode import ports
 from p2pnode.core.message import MessageId
 from p2pnode.core.routing import ROADS, Road
-from p2pnode.store.schema import LAST_ARRIVAL
+from p2pnode.store.schema import LAST_ARRIVAL, NUMBER
 
 MAX_REMEMBERED: Final = 10_000
 """Idempotency keys; the oldest go first."""
@@ -205,7 +205,7 @@ def contents(connection: sqlite3.Connection) -> ports.Contents:
             topics[row] = name
             if horizon is not None:
                 horizons[name] = value_of(horizon)
-        (last_arrival,) = connection.execute("SELECT value FROM meta WHERE key = ?", (LAST_ARRIVAL,)).fetchone()
+        numbers = dict(connection.execute("SELECT key, value FROM meta"))
         return ports.Contents(
             entries=_entries(connection, topics),
             outbox=[
@@ -214,7 +214,8 @@ def contents(connection: sqlite3.Connection) -> ports.Contents:
                     "SELECT id FROM outbox JOIN messages ON number = message ORDER BY number"
                 )
             ],
-            last_arrival=last_arrival,
+            last_arrival=numbers[LAST_ARRIVAL],
+            number=numbers[NUMBER],
             horizons=horizons,
             remembered=[
                 ports.Remember(key, digest, MessageId(id), at)

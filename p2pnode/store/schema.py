@@ -15,6 +15,7 @@ APPLICATION_ID: Final = 0x70327031
 
 LAST_ARRIVAL: Final = "last_arrival"
 READABLE_BY: Final = "readable_by"
+NUMBER: Final = "number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,12 @@ STEPS: Final[Sequence[Step]] = (
         ),
         readable_by=1,
     ),
-    # Roads of own messages, with blanks between them.
-    Step(("ALTER TABLE messages ADD COLUMN roads TEXT NOT NULL DEFAULT ''",), readable_by=1),
+    # Roads of own messages, with blanks between them; and a number by which a file is told from one made anew.
+    Step(
+        (
+            "ALTER TABLE messages ADD COLUMN roads TEXT NOT NULL DEFAULT ''",
+            f"INSERT INTO meta VALUES ('{NUMBER}', random() & {2**63 - 1})",
+        ),
+        readable_by=1,
+    ),
 )

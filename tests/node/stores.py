@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +30,8 @@ from p2pnode.ports import (
     Unsubscribe,
 )
 
+_numbers = itertools.count(1)
+
 
 class MemoryStore:
     """
@@ -48,6 +51,7 @@ class MemoryStore:
         self.subscriptions: dict[str, Subscription] = {}
         self.dead_letters: dict[tuple[str, int], DeadLetter] = {}
         self.last_arrival = 0
+        self.number = next(_numbers)
         self.failing: EnvironmentFault | None = None
         self.full = False
         self.writes: list[tuple[tuple[Change, ...], bool]] = []
@@ -65,6 +69,7 @@ class MemoryStore:
             tuple(self.remembered.values()),
             tuple(self.subscriptions.values()),
             tuple(self.dead_letters.values()),
+            self.number,
         )
 
     async def write(self, changes: Sequence[Change], *, full: bool) -> None:

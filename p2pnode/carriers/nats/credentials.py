@@ -104,10 +104,15 @@ def _expiry(jwt: str, path: Path) -> float | None:
         ) from None
 
 
+_SEED = re.compile(r"SU[A-Z2-7]*|.*[A-Z2-7]{40}.*", re.DOTALL)
+"""What is or may be a seed, mistyped or with something around it: never taken for a path, which messages show."""
+
+
 def _nkey(value: str) -> str:
-    if value.startswith("SU") and value.isalnum():
-        _check_seed(value, "nats.nkey")
-        return value
+    if _SEED.fullmatch(value):
+        seed = value.strip()
+        _check_seed(seed, "nats.nkey")
+        return seed
     seed = _read(Path(value), "nats.nkey").strip()
     _check_seed(seed, f"{value} (nats.nkey)")
     return seed

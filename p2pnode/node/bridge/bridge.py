@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from random import Random
 
@@ -23,7 +23,7 @@ from p2pnode.node.bridge.seen import Seen
 from p2pnode.node.bridge.topics import THREADS, Topics
 from p2pnode.node.intake import Intake
 from p2pnode.node.members import Members
-from p2pnode.ports import Host, JsonObject, Subscription
+from p2pnode.ports import Contents, Host, JsonObject
 from p2pnode.ports.roads import Broker
 from p2pnode.wire.members import RecordVerify
 
@@ -61,7 +61,7 @@ class Bridge:
 
     Args:
         broker: its `run` is the caller's, as is that of the archive and the members.
-        durable: name of the JetStream consumers; bridges with the same name share the work.
+        durable: name of the JetStream consumers; bridges with the same name share the work. Empty: its own.
     """
 
     def __init__(
@@ -112,7 +112,6 @@ class Bridge:
             self._topics,
             key,
             durable,
-            host.peer_id,
             self._refusals,
             imports_plain=self._imports_plain,
             saw=self._exporter.saw,
@@ -120,9 +119,11 @@ class Bridge:
             rng=tools.rng,
         )
 
-    def load(self, subscriptions: Iterable[Subscription]) -> None:
-        """Take over what the store holds."""
-        self._exporter.load(subscriptions)
+    def load(self, contents: Contents) -> None:
+        """Take over what the store holds. With another store the stream is read from its beginning, so that what is on
+        NATS already is not published again."""
+        self._exporter.load(contents.subscriptions)
+        self._importer.read(f"{self._host.peer_id}-{contents.number:x}")
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -95,12 +95,10 @@ class _Trouble:
 
 
 class Importer:
-    """Made, then run.
+    """Made, told what to read, then run.
 
     Args:
-        durable: the consumers' name.
-        own: a name that no other bridge has: where the durable is shared, who came back reads under it what the others
-            took, so as not to publish that again.
+        durable: the consumers' name, shared with other bridges; empty: they are this bridge's alone.
         imports_plain: do we sign for plain clients? Asked with: does JetStream keep the message.
         saw: told the fingerprint of each signed message that is on NATS.
 
@@ -117,7 +115,6 @@ class Importer:
         topics: Topics,
         key: ImportKey,
         durable: str,
-        own: str,
         refusals: Refusals,
         *,
         imports_plain: Callable[[bool], bool],
@@ -142,10 +139,20 @@ class Importer:
         self.tallies = {root: Tally() for root in subjects.roots()}
         self.latency_seconds = 0.0
         self.latency_count = 0
-        broker.watch(subjects.watched(), self._heard)
-        if durable != own:
-            broker.consume(own, subjects.roots(), self._note)
-        broker.consume(durable, subjects.roots(), self._take)
+        self._durable = durable
+
+    def read(self, own: str) -> None:
+        """Say to the broker what to read there, before it runs.
+
+        Args:
+            own: a consumers' name that nobody else has, and this bridge itself had only with the store that it has now.
+                Where the durable is shared, who came back reads under it what the others took, so as not to publish
+                that again.
+        """
+        self._broker.watch(self._subjects.watched(), self._heard)
+        if self._durable:
+            self._broker.consume(own, self._subjects.roots(), self._note)
+        self._broker.consume(self._durable or own, self._subjects.roots(), self._take)
 
     @property
     def troubled(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from p2pnode.carriers.nats import BrokerSettings, NatsBroker
 from p2pnode.carriers.nats import connection as connection_module
-from p2pnode.carriers.nats.credentials import Trouble
+from p2pnode.carriers.nats.credentials import Trouble, read_credentials
 from p2pnode.carriers.nats.faults import explain
 from p2pnode.errors import Unavailable
 from tests.carriers.nats.accounts import Accounts, user_seed
@@ -98,6 +98,16 @@ async def test_a_token_and_an_nkey_let_us_in(tmp_path: Path, build: Build) -> No
         await told(server, "credentials", "nats.nkey", nkey=str(tmp_path / "none"))
         await told(server, "credentials", "nats.nkey", nkey="SUXXXX")
         await told(server, "authorization", "nats.nkey", nkey=user_seed()[0])
+
+
+@pytest.mark.parametrize("garbled", ["X{}", "{}X", '"{}"', "{}1", "seed {}", "{}\nPUBLIC"])
+def test_a_seed_with_something_around_it_is_not_shown(garbled: str) -> None:
+    seed, _ = user_seed()
+    with pytest.raises(Trouble) as caught:
+        read_credentials(BrokerSettings(("nats://127.0.0.1:4222",), "a", nkey=garbled.format(seed)))
+    assert caught.value.code == "credentials"
+    assert "nats.nkey" in caught.value.problem
+    assert seed[2:20] not in caught.value.problem
 
 
 async def test_a_creds_file_lets_us_in_and_a_bad_one_is_told(tmp_path: Path, build: Build) -> None:

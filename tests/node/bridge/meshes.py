@@ -37,7 +37,7 @@ class Bridging:
             self,
             SUBJECTS,
             ImportKey(key.peer_id, key.peer_id_bytes, key.sign, is_shared),
-            running.peer_id,
+            "",
             BridgeTools(
                 running.identity.sign,
                 verify_record,
@@ -69,6 +69,7 @@ class Bridging:
 
     async def run(self) -> None:
         with self._scope:
+            self.bridge.load(await self.running.store.load())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.broker.run)
                 nursery.start_soon(self.bridge.run)

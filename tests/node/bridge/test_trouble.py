@@ -78,6 +78,29 @@ async def test_what_others_of_a_shared_durable_read_is_not_published_again(
         assert two.store.subscriptions[CURSOR].cursor == two.archive.last_arrival
 
 
+async def test_a_bridge_that_lost_its_store_publishes_nothing_again(autojump_clock: trio.abc.Clock) -> None:
+    async with open_world() as world:
+        mesh, far = world.mesh("m"), world.mesh("far").add()
+        one = mesh.add()
+        for each in (one, far):
+            each.start()
+        for number in range(50):
+            mesh.say(ANN, f"ours {number}")
+            far.mesh.say(ANN, f"theirs {number}")
+        await until(lambda: len(world.server.kept) == 100)
+        await world.settle()
+        one.crash()
+        await trio.sleep(300)  # the server has forgotten the ids
+        one.lose_store()
+        one.start()
+        await world.everybody_has({f"{who} {number}" for who in ("ours", "theirs") for number in range(50)})
+        await trio.sleep(30)
+        await world.settle()
+        assert set(world.calls().values()) == {1}
+        mesh.say(ANN, "and goes on")
+        await until(lambda: len(world.server.kept) == 101)
+
+
 async def test_a_connection_of_a_shared_durable_that_comes_back_publishes_nothing_again(
     autojump_clock: trio.abc.Clock,
 ) -> None:

@@ -90,7 +90,7 @@ class Station:
         self.server = server or self.world.server
         self.name = f"{mesh.name}{number}"
         self.identity = Identity(self.name.encode().ljust(32, b"."))
-        self.durable = durable or self.name
+        self.durable = durable
         self.key = key
         self.store = MemoryStore()
         self.beyond: set[PeerId] = set()
@@ -129,7 +129,6 @@ class Station:
             self.topics,
             key,
             self.durable,
-            self.name,
             self.refusals,
             imports_plain=self._imports_plain,
             saw=self.exporter.saw,
@@ -177,6 +176,7 @@ class Station:
         with scope:
             contents = await self.archive.load()
             self.exporter.load(contents.subscriptions)
+            self.importer.read(f"{self.name}-{contents.number:x}")
             self.is_loaded = True
             async with trio.open_nursery() as nursery:
                 for task in (
@@ -202,6 +202,12 @@ class Station:
         self._scope.cancel()
         self._scope = None
         self.is_loaded = False
+        self._make()
+
+    def lose_store(self) -> None:
+        """Its key is left, as where that is a secret of the container's."""
+        assert self._scope is None
+        self.store = MemoryStore()
         self._make()
 
     def texts(self) -> dict[str, list[MessageId]]:
