@@ -47,8 +47,8 @@ unit-host: $(READY)
 	$(UNIT) tests/host tests/api
 
 # In parts side by side: the first mostly computes, the others mostly wait for peers and processes.
-PEERS := tests/discovery tests/interop tests/swarm
-CARRIERS := tests/carriers tests/client tests/faults
+PEERS := tests/client tests/discovery tests/faults tests/interop tests/swarm
+CARRIERS := tests/carriers
 APART := $(addprefix tests/e2e/test_,councils.py council_owners.py bridge.py two_fleets.py roads.py versions.py sources.py load.py)
 # Of each property's examples; `make test SHARE=1` tries all of them.
 SHARE := 0.25

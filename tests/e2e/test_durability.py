@@ -238,6 +238,7 @@ def test_who_joins_late_gets_all_and_then_nothing_more(tmp_path: Path, env: dict
             assert held_by(late) == dict.fromkeys({*ids, another}, 1)
 
 
+@pytest.mark.soak
 def test_who_follows_a_topic_late_gets_at_once_what_is_too_old_for_gossip(
     tmp_path: Path, env: dict[str, str], report: Report
 ) -> None:

@@ -126,6 +126,7 @@ def test_an_opportunity_published_at_whoosh_is_printed_by_sub_at_three_agents(fl
         assert message_id.endswith(f"-{document['seqno']}")
 
 
+@pytest.mark.soak
 def test_forty_messages_at_two_a_second_reach_all_33_agents(fleet: Fleet) -> None:
     whoosh = fleet.by_role("whoosh")[0]
     start, ids = time.monotonic(), set()
@@ -195,6 +196,7 @@ def test_a_small_fleet_delivers_all_to_all_on_either_stack(stack: Stack, tmp_pat
         have_all(fleet.nodes, TOPIC, ids)
 
 
+@pytest.mark.soak
 def test_nodes_of_both_stacks_are_one_fleet(tmp_path: Path) -> None:
     with ExitStack() as running:
         nodes: list[Node] = []
